@@ -1,0 +1,114 @@
+//! Who may use the API: whoever has one of the secrets.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use governor::clock::Clock;
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use super::{Api, ApiError};
+
+/// Wrong secrets that one address may try at once, and how many each second it may try after that.
+const GUESSES: NonZeroU32 = NonZeroU32::new(100).unwrap();
+const GUESSES_PER_SECOND: NonZeroU32 = NonZeroU32::new(2).unwrap();
+/// Addresses remembered before the list is tidied.
+const ADDRESSES: usize = 10_000;
+
+/// Digests of the secrets, and who guessed how often.
+pub struct Auth {
+    digests: Vec<[u8; 32]>,
+    guesses: DefaultKeyedRateLimiter<IpAddr>,
+}
+
+impl Auth {
+    #[must_use]
+    pub fn new(digests: Vec<[u8; 32]>) -> Self {
+        let quota = Quota::per_second(GUESSES_PER_SECOND).allow_burst(GUESSES);
+        Self { digests, guesses: RateLimiter::keyed(quota) }
+    }
+
+    /// The same work whether or not the header is there and however much of it is right: digests are compared, all of
+    /// them, in constant time (threat 27).
+    fn accepts(&self, headers: &HeaderMap) -> bool {
+        let given = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+        let bearer = match given.split_first_chunk::<7>() {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"Bearer ") => rest,
+            _ => given,
+        };
+        let (plain, bearer) = (Sha256::digest(given), Sha256::digest(bearer));
+        let found = self.digests.iter().fold(Choice::from(0), |found, digest| {
+            found | digest[..].ct_eq(&plain) | digest[..].ct_eq(&bearer)
+        });
+        found.into()
+    }
+
+    fn refuse(&self, from: Option<IpAddr>) -> ApiError {
+        let Some(from) = from.map(network_of) else { return ApiError::Unauthorized };
+        if self.guesses.len() > ADDRESSES {
+            self.guesses.retain_recent();
+        }
+        match self.guesses.check_key(&from) {
+            Ok(()) => ApiError::Unauthorized,
+            Err(until) => {
+                let wait = until.wait_time_from(self.guesses.clock().now());
+                ApiError::TooManyGuesses { retry_after_s: wait.as_secs() + 1 }
+            }
+        }
+    }
+}
+
+/// Whoever has one IPv6 address has its whole /64.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),
+        v4 => v4,
+    }
+}
+
+pub async fn require(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    if api.auth.accepts(request.headers()) {
+        return next.run(request).await;
+    }
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    api.auth.refuse(from).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepts(auth: &Auth, value: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, value.parse().expect("a header value"));
+        auth.accepts(&headers)
+    }
+
+    #[test]
+    fn every_secret_is_taken_plain_and_as_bearer_and_nothing_else() {
+        let auth = Auth::new(vec![Sha256::digest("first secret").into(), Sha256::digest("second").into()]);
+        for good in ["first secret", "second", "Bearer second", "bearer first secret"] {
+            assert!(accepts(&auth, good), "{good}");
+        }
+        for bad in ["", "first", "first secret ", "Bearer", "Bearer ", "Basic second", "SECOND"] {
+            assert!(!accepts(&auth, bad), "{bad}");
+        }
+        assert!(!auth.accepts(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn guessing_is_slowed_down_by_network() {
+        let auth = Auth::new(vec![]);
+        let from = |text: &str| Some(text.parse().expect("address"));
+        let slowed = (0..1000).filter(|_| matches!(auth.refuse(from("2600::1")), ApiError::TooManyGuesses { .. })).count();
+        assert!(slowed > 890, "{slowed}");
+        assert!(matches!(auth.refuse(from("2600::ffff")), ApiError::TooManyGuesses { .. }));
+        assert!(matches!(auth.refuse(from("2600:0:0:1::1")), ApiError::Unauthorized));
+    }
+}

@@ -1,0 +1,91 @@
+//! The REST API. Each file owns its routes, types and handlers; this one merges them, authenticates, and serves.
+
+mod auth;
+mod error;
+mod plugins;
+mod serve;
+mod status;
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::get;
+
+use crate::net::Net;
+use crate::plugins::Plugins;
+use crate::receipts::Receipts;
+use crate::runner::{Requests, Runner};
+
+pub use auth::Auth;
+pub use error::ApiError;
+pub use serve::{Listening, serve};
+
+/// What handlers share.
+pub struct Api {
+    pub auth: Auth,
+    pub plugins: Arc<Plugins>,
+    pub runner: Arc<Runner>,
+    pub receipts: Arc<Receipts>,
+    pub requests: Requests,
+    pub network: Network,
+    pub max_tests: usize,
+    pub max_body: usize,
+    pub started: Instant,
+    /// No new tests: the server is on its way out.
+    pub stopping: AtomicBool,
+}
+
+/// Which socket modes are in use, as `/status` shows them.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Network {
+    pub icmp_v4: String,
+    pub icmp_v6: String,
+    pub nameservers: Vec<String>,
+    pub trust_anchors: String,
+    pub targets: String,
+}
+
+impl Network {
+    #[must_use]
+    pub fn of(net: &Net, policy: &crate::policy::Policy) -> Self {
+        let [icmp_v4, icmp_v6] = net.icmp.modes();
+        Self {
+            icmp_v4,
+            icmp_v6,
+            nameservers: net.resolver.nameservers().iter().map(ToString::to_string).collect(),
+            trust_anchors: net.tls.anchors.clone(),
+            targets: policy.summary(),
+        }
+    }
+}
+
+/// All routes.
+pub fn router(api: Arc<Api>) -> Router {
+    let max_body = api.max_body;
+    let v1 = Router::new()
+        .merge(tests::routes())
+        .merge(status::routes())
+        .merge(plugins::routes())
+        .fallback(|| async { ApiError::NoSuchRoute })
+        .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), auth::require))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), count));
+    Router::new()
+        .nest("/api/v1.0", v1)
+        .route("/healthz", get(|| async { "ok\n" }))
+        .fallback(|| async { ApiError::NoSuchRoute })
+        .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
+        .with_state(api)
+}
+
+async fn count(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    api.requests.count();
+    next.run(request).await
+}

@@ -1,0 +1,107 @@
+//! `/status`: how the server is.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+
+use super::{Api, Network};
+use crate::runner::Slot;
+
+pub fn routes() -> Router<Arc<Api>> {
+    Router::new().route("/status", get(status))
+}
+
+#[derive(Serialize)]
+struct Status {
+    total_requests: u64,
+    worker_status: Vec<Worker>,
+    version: &'static str,
+    uptime_s: u64,
+    queue: Queue,
+    receipts: Kept,
+    plugins: Vec<String>,
+    /// No plugin asks for it yet.
+    asn_database: Option<String>,
+    browsers: Vec<String>,
+    network: Network,
+}
+
+/// An execution slot, in the words of the first version, which ran on uWSGI.
+#[derive(Serialize)]
+struct Worker {
+    /// Microseconds.
+    avg_rt: u64,
+    delta_requests: u64,
+    exceptions: u64,
+    id: usize,
+    /// Unix time.
+    last_spawn: u64,
+    pid: u32,
+    requests: u64,
+    respawn_count: u64,
+    rss: u64,
+    /// Microseconds.
+    running_time: u64,
+    signals: u64,
+    status: &'static str,
+    /// Bytes of results.
+    tx: u64,
+    vsz: u64,
+}
+
+#[derive(Serialize)]
+struct Queue {
+    waiting: usize,
+    max: usize,
+}
+
+#[derive(Serialize)]
+struct Kept {
+    running: usize,
+    finished: u64,
+    /// What the finished ones count towards the budget.
+    bytes: u64,
+}
+
+impl Worker {
+    fn new(index: usize, slot: &Slot) -> Self {
+        let running_time = u64::try_from(slot.running.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            avg_rt: running_time.checked_div(slot.requests).unwrap_or(0),
+            delta_requests: slot.requests,
+            exceptions: slot.exceptions,
+            id: index + 1,
+            last_spawn: slot.last_spawn,
+            pid: std::process::id(),
+            requests: slot.requests,
+            respawn_count: slot.sandboxes,
+            // As uWSGI reports them without its memory report: unknown.
+            rss: 0,
+            running_time,
+            signals: 0,
+            status: if slot.busy { "busy" } else { "idle" },
+            tx: slot.bytes,
+            vsz: 0,
+        }
+    }
+}
+
+async fn status(State(api): State<Arc<Api>>) -> Json<Status> {
+    let (waiting, max) = api.runner.queue();
+    let (running, finished, bytes) = api.receipts.counts();
+    Json(Status {
+        total_requests: api.requests.total(),
+        worker_status: api.runner.slots().iter().enumerate().map(|(index, slot)| Worker::new(index, slot)).collect(),
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_s: api.started.elapsed().as_secs(),
+        queue: Queue { waiting, max },
+        receipts: Kept { running, finished, bytes },
+        plugins: api.plugins.iter().map(|plugin| plugin.name.clone()).collect(),
+        asn_database: None,
+        browsers: vec![],
+        network: api.network.clone(),
+    })
+}

@@ -1,0 +1,312 @@
+//! The command line: `scouter` (or `scouter serve`), `scouter run TYPE key=value…`, `scouter plugins`.
+
+mod serve;
+mod show;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{ALIASES, Engine, LogFormat, Serve};
+use crate::imports::Lent;
+use crate::net::Net;
+use crate::plan::{Action, Plan};
+use crate::plugins::{Partial, Plugins};
+use crate::policy::Policy;
+use crate::runner::Runner;
+
+/// Remote network troubleshooting: tests as sandboxed WebAssembly components behind a REST API.
+///
+/// Without a command it serves the API.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+    #[command(flatten)]
+    engine: Engine,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the REST API (the default)
+    Serve(Box<Serve>),
+    /// Run one test here, without a server; exit status 1 when it failed
+    Run(Run),
+    /// List the test types and their options
+    Plugins(ListPlugins),
+    /// Compile a component: wasm on standard input, machine code on standard output
+    #[command(hide = true)]
+    Compile,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Type of the test, such as `ping`
+    #[arg(value_name = "TYPE")]
+    test_type: String,
+    /// Options of the test; a value that is JSON is taken as such, anything else as text
+    #[arg(value_name = "OPTION=VALUE")]
+    options: Vec<String>,
+    /// Print the finished test as JSON, as the API has it (the default when the output is not a terminal)
+    #[arg(long)]
+    json: bool,
+    /// Print a readable table even when the output is not a terminal
+    #[arg(long, conflicts_with = "json")]
+    table: bool,
+}
+
+#[derive(Debug, Args)]
+struct ListPlugins {
+    /// Print as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let done = match cli.command {
+        Some(Command::Compile) => crate::plugins::compile_main().map(|()| ExitCode::SUCCESS),
+        Some(Command::Run(run)) => {
+            log(&cli.engine, "error");
+            test(&cli.engine, run)
+        }
+        Some(Command::Plugins(list)) => {
+            log(&cli.engine, "warn");
+            list_plugins(&cli.engine, &list)
+        }
+        Some(Command::Serve(serve)) => {
+            log(&cli.engine, "info");
+            serve::serve(&cli.engine, &serve)
+        }
+        None => {
+            log(&cli.engine, "info");
+            serve::serve(&cli.engine, &cli.serve)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("scouter: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+/// Parses the command line and the environment, older names of variables included.
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    for (flag, now, before) in ALIASES {
+        if std::env::var_os(now).is_none() && std::env::var_os(before).is_some() {
+            let rename = |command: clap::Command| command.mut_arg(flag, |arg| arg.env(before));
+            command = rename(command).mut_subcommand("serve", rename);
+        }
+    }
+    let variables = variables(&command);
+    command.try_get_matches().and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)).map_err(|error| {
+        name_variable(error, &variables)
+    })
+}
+
+/// How clap names a setting in errors, and the variable that sets it.
+fn variables(command: &clap::Command) -> Vec<(String, String)> {
+    let named = |arg: &clap::Arg| Some((format!("--{} ", arg.get_long()?), arg.get_env()?.to_str()?.to_owned()));
+    command.get_arguments().filter_map(named).collect()
+}
+
+/// clap names the flag only; a bad value that came from the environment is looked for there.
+fn name_variable(error: clap::Error, variables: &[(String, String)]) -> clap::Error {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let (Some(flag), Some(value)) = (context(ContextKind::InvalidArg), context(ContextKind::InvalidValue)) else {
+        return error;
+    };
+    let from = variables.iter().find(|(long, _)| format!("{flag} ").starts_with(long.as_str())).map(|(_, variable)| variable);
+    match from.and_then(|name| Some((name, std::env::var(name).ok()?))) {
+        Some((name, set)) if set.split(',').any(|part| part == value) => {
+            let text = error.to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let kind = match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return error,
+                kind => kind,
+            };
+            clap::Error::raw(kind, format!("environment variable {name}: {text}"))
+        }
+        _ => error,
+    }
+}
+
+fn log(engine: &Engine, default: &str) {
+    let filter = engine.log.clone().unwrap_or_else(|| default.to_owned());
+    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
+        eprintln!("scouter: SCOUTER_LOG '{filter}' is not a log filter ({error}); using '{default}'");
+        EnvFilter::new(default)
+    });
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    match engine.log_format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Two runtimes: `io` for the API and the network, `guests` for plugins, at low priority, so that a plugin that spins
+/// slows neither the API nor a measurement.
+struct Runtimes {
+    io: tokio::runtime::Runtime,
+    guests: tokio::runtime::Runtime,
+}
+
+const GUEST_THREADS: usize = 2;
+const GUEST_NICE: i32 = 10;
+
+impl Runtimes {
+    fn new(threads: Option<u64>) -> anyhow::Result<Self> {
+        let mut io = tokio::runtime::Builder::new_multi_thread();
+        if let Some(threads) = threads {
+            io.worker_threads(usize::try_from(threads)?);
+        }
+        let io = io.thread_name("io").enable_all().build()?;
+        let guests = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(GUEST_THREADS)
+            .thread_name("guest")
+            .on_thread_start(|| {
+                // On Linux this is the thread's own priority. Without it plugins compete as equals, no worse.
+                let _ = rustix::process::setpriority_process(None, GUEST_NICE);
+            })
+            .enable_all()
+            .build()?;
+        Ok(Self { io, guests })
+    }
+
+    /// Engines and plugins.
+    fn load(&self, engine: &Engine) -> anyhow::Result<(Arc<Lent>, Arc<Plugins>)> {
+        self.io.block_on(async {
+            let net = Net::open()?;
+            let nameservers = net.resolver.nameservers().to_vec();
+            let policy = Policy::new(engine.targets_allow.clone(), engine.targets_deny.clone(), nameservers);
+            let lent = Arc::new(Lent { io: self.io.handle().clone(), net, policy });
+            let plugins = Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), &lent).await?;
+            Ok((lent, Arc::new(plugins)))
+        })
+    }
+
+    /// Ends both without waiting for what a blocking call still holds.
+    fn end(self) {
+        self.guests.shutdown_background();
+        self.io.shutdown_timeout(Duration::from_millis(100));
+    }
+}
+
+/// `key=value` as the payload has it: JSON where it is JSON, text where it is not.
+fn options(pairs: &[String]) -> anyhow::Result<Map<String, Value>> {
+    let mut options = Map::new();
+    for pair in pairs {
+        let (name, value) = pair
+            .split_once('=')
+            .with_context(|| format!("'{pair}' is not an option: write it as option=value, such as count=3"))?;
+        // Numbers stay text: an address or a name may look like one, and the schema turns digits into numbers.
+        let value = match serde_json::from_str(value) {
+            Ok(json @ (Value::Bool(_) | Value::Array(_) | Value::Object(_))) => json,
+            _ => Value::String(value.to_owned()),
+        };
+        options.insert(name.to_owned(), value);
+    }
+    Ok(options)
+}
+
+fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
+    let options = options(&run.options)?;
+    let runtimes = Runtimes::new(None)?;
+    let (lent, plugins) = runtimes.load(engine)?;
+    if plugins.get(&run.test_type).is_none() {
+        let known: Vec<&str> = plugins.iter().map(|plugin| plugin.name.as_str()).collect();
+        let refused = plugins.refused.iter().find(|(path, _)| path.file_stem().is_some_and(|s| s == run.test_type.as_str()));
+        if let Some((_, reason)) = refused {
+            anyhow::bail!("test type '{}' was not loaded: {reason}", run.test_type);
+        }
+        anyhow::bail!("there is no test type '{}'; there is: {}", run.test_type, known.join(", "));
+    }
+    let runner = Runner::new(lent, runtimes.guests.handle().clone(), 1, 1, engine.test_timeout());
+    let payload = crate::payload::Payload(vec![(run.test_type, vec![options])]);
+    let Some(planned) = Plan::new(payload, &plugins).tests.pop() else { anyhow::bail!("nothing to run") };
+    let (plugin, options) = match planned.action {
+        Action::Run { plugin, options } => (plugin, options),
+        Action::Refuse { message } => anyhow::bail!(message),
+    };
+    let table = run.table || (!run.json && std::io::stdout().is_terminal());
+    let id = planned.id;
+    let done = runtimes.guests.block_on(async {
+        let cancel = CancellationToken::new();
+        let partial = Arc::new(Partial::default());
+        let mut watcher = show::Watcher::new(table);
+        let finished = runner.run(&id, &plugin, &options, Duration::ZERO, &cancel, Arc::clone(&partial));
+        let mut finished = std::pin::pin!(finished);
+        loop {
+            tokio::select! {
+                biased;
+                json = &mut finished => return watcher.finish(&json),
+                () = partial.changed() => watcher.progress(partial.get().as_deref()),
+                _ = tokio::signal::ctrl_c() => cancel.cancel(),
+            }
+        }
+    });
+    runtimes.end();
+    Ok(if done { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn list_plugins(engine: &Engine, list: &ListPlugins) -> anyhow::Result<ExitCode> {
+    let runtimes = Runtimes::new(Some(1))?;
+    let (_, plugins) = runtimes.load(engine)?;
+    if list.json {
+        let all: Vec<Value> = plugins
+            .iter()
+            .map(|p| serde_json::json!({"name": p.name, "version": p.version, "summary": p.summary, "options": p.options.json(), "imports": p.imports}))
+            .collect();
+        let _ = writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        for plugin in plugins.iter() {
+            show::plugin(plugin);
+        }
+    }
+    for (path, reason) in &plugins.refused {
+        eprintln!("{}: {reason}", path.display());
+    }
+    runtimes.end();
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_are_json_where_they_are_json() {
+        let pairs = ["dst=192.0.2.1", "count=3", "headers={\"a\": \"b\"}", "ignore_ssl=true", "url=http://x/?a=b", "empty="];
+        let options = options(&pairs.map(String::from)).expect("valid");
+        let expected = serde_json::json!({"dst": "192.0.2.1", "count": "3", "headers": {"a": "b"}, "ignore_ssl": true, "url": "http://x/?a=b", "empty": ""});
+        assert_eq!(Value::Object(options), expected);
+        assert!(super::options(&["novalue".into()]).is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! `scouter serve`: from settings to a running server, and its orderly end.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::Runtimes;
+use crate::api::{self, Api, Auth, Listening, Network};
+use crate::config::{Engine, Serve};
+use crate::receipts::Receipts;
+use crate::runner::{Requests, Runner};
+
+/// What may take this long once a signal has come; then it is cut off.
+const DRAIN: Duration = Duration::from_secs(9);
+
+pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let auth = Auth::new(settings.secrets()?);
+    let runtimes = Runtimes::new(settings.threads)?;
+    let (lent, plugins) = runtimes.load(engine)?;
+    let slots = usize::try_from(settings.max_process_count)?;
+    let network = Network::of(&lent.net, &lent.policy);
+    let runner = Runner::new(
+        lent,
+        runtimes.guests.handle().clone(),
+        slots,
+        usize::try_from(settings.max_queue)?,
+        engine.test_timeout(),
+    );
+    let api = Arc::new(Api {
+        auth,
+        plugins,
+        runner: Arc::new(runner),
+        receipts: Arc::new(Receipts::new(settings.budget())),
+        requests: Requests::default(),
+        network,
+        max_tests: usize::try_from(settings.max_test_count)?,
+        max_body: usize::try_from(settings.max_body_bytes)?,
+        started,
+        stopping: AtomicBool::new(false),
+    });
+    let done = runtimes.io.block_on(run(Arc::clone(&api), settings));
+    runtimes.end();
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+async fn run(api: Arc<Api>, settings: &Serve) -> anyhow::Result<()> {
+    // Before the first request is taken: a signal must find somebody who listens.
+    let mut stop = Stop::listen().context("signals")?;
+    let listening = Listening::bind(&settings.addresses())?;
+    announce(&api, &listening, settings);
+    let closing = CancellationToken::new();
+    let router = api::router(Arc::clone(&api));
+    let max_connections = usize::try_from(settings.max_connections)?;
+    let serving = tokio::spawn(api::serve(listening, router, max_connections, closing.clone()));
+    let tidy = tokio::spawn(expire(Arc::clone(&api.receipts)));
+
+    let signal = stop.wait().await;
+    let end = tokio::time::Instant::now() + DRAIN;
+    tracing::info!(signal, "stopping: no new tests, finishing what runs");
+    // Clients may still fetch results; new tests are answered 503.
+    api.stopping.store(true, Ordering::Relaxed);
+    tokio::select! {
+        () = api.runner.drain(DRAIN) => {}
+        signal = stop.wait() => tracing::warn!(signal, "second signal: not waiting"),
+    }
+    api.receipts.cancel_all();
+    closing.cancel();
+    let answered = tokio::time::timeout_at(end + Duration::from_millis(500), serving).await;
+    tidy.abort();
+    tracing::info!(whole = answered.is_ok(), "stopped");
+    Ok(())
+}
+
+async fn expire(receipts: Arc<Receipts>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        receipts.expire();
+    }
+}
+
+fn announce(api: &Api, listening: &Listening, settings: &Serve) {
+    let names: Vec<&str> = api.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
+    tracing::info!(v4 = api.network.icmp_v4, v6 = api.network.icmp_v6, "ICMP");
+    tracing::info!(nameservers = api.network.nameservers.join(" "), trust_anchors = api.network.trust_anchors, "network");
+    tracing::info!(open = api.network.targets, "targets");
+    tracing::info!(at_once = settings.max_process_count, waiting = settings.max_queue, "tests");
+    if names.is_empty() {
+        tracing::warn!("no test types: every test will fail; see SCOUTER_PLUGIN_DIR");
+    } else {
+        tracing::info!(types = names.join(" "), "test types");
+    }
+    for address in &listening.addresses {
+        tracing::info!(%address, ms = api.started.elapsed().as_millis(), "listening");
+    }
+}
+
+/// SIGTERM and Ctrl-C.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

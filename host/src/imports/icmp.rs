@@ -1,0 +1,134 @@
+//! `icmp`: echo requests and what comes back.
+
+use tokio::sync::mpsc;
+use wasmtime::component::Resource;
+
+use super::{RunState, parse_address, wit};
+use crate::net::icmp::{Event, Mode, Plan, Session, StartError};
+use crate::plugins::limits;
+use crate::policy::Policy;
+use wit::icmp::{EchoEvent, EchoPlan, EchoReply, IcmpError, SendFailure};
+use wit::net::NetError;
+
+/// A series under way. Dropping it ends the sending and frees its identifier.
+pub struct Echoes {
+    session: Session,
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+fn checked(plan: &EchoPlan) -> Result<Plan, NetError> {
+    let invalid = |what: String| Err(NetError::Invalid(what));
+    if !(1..=1000).contains(&plan.count) {
+        return invalid(format!("count {} is not from 1 to 1000", plan.count));
+    }
+    if !(10..=60_000).contains(&plan.interval_ms) {
+        return invalid(format!("interval {} ms is not from 10 to 60000 ms", plan.interval_ms));
+    }
+    if !(1..=60_000).contains(&plan.timeout_ms) {
+        return invalid(format!("timeout {} ms is not from 1 to 60000 ms", plan.timeout_ms));
+    }
+    if plan.payload_size > 65_000 {
+        return invalid(format!("payload size {} is not from 0 to 65000 bytes", plan.payload_size));
+    }
+    if plan.ttl == Some(0) {
+        return invalid("TTL 0 is not from 1 to 255".into());
+    }
+    Ok(Plan {
+        count: plan.count,
+        interval: std::time::Duration::from_millis(plan.interval_ms.into()),
+        timeout: std::time::Duration::from_millis(plan.timeout_ms.into()),
+        payload_size: plan.payload_size,
+        ttl: plan.ttl,
+        dont_fragment: plan.dont_fragment,
+    })
+}
+
+impl RunState {
+    async fn start_echoes(&mut self, plan: EchoPlan) -> wasmtime::Result<Result<Echoes, NetError>> {
+        let allowed = parse_address(&plan.target)
+            .and_then(|address| self.permit(address, Policy::permit))
+            .and_then(|target| checked(&plan).map(|plan| (target, plan)))
+            .and_then(|planned| self.packets(plan.count.into()).map(|()| planned));
+        let (target, plan) = match allowed {
+            Ok(planned) => planned,
+            Err(error) => return Ok(Err(error)),
+        };
+        if self.sessions >= limits::SESSIONS {
+            return Ok(Err(NetError::Unavailable(format!("one test may hold {} sessions at most", limits::SESSIONS))));
+        }
+        let lent = self.lent.clone();
+        // On the I/O runtime: the session's task and sockets must live there.
+        Ok(match self.lend(async move { lent.net.icmp.start(target, plan) }).await? {
+            Ok((session, events)) => Ok(Echoes { session, events }),
+            Err(StartError::Unavailable(why)) => Err(NetError::Unavailable(why)),
+            Err(StartError::Unreachable(why)) => Err(NetError::Unreachable(why)),
+        })
+    }
+}
+
+impl wit::icmp::Host for RunState {}
+
+impl wit::icmp::HostEchoes for RunState {
+    async fn start(&mut self, plan: EchoPlan) -> wasmtime::Result<Result<Resource<Echoes>, NetError>> {
+        self.call(plan.target.len())?;
+        match self.start_echoes(plan).await? {
+            Ok(echoes) => {
+                let handle = self.table.push(echoes)?;
+                self.sessions += 1;
+                Ok(Ok(handle))
+            }
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    async fn mode(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<wit::icmp::Mode> {
+        self.call(0)?;
+        Ok(match self.table.get(&echoes)?.session.mode() {
+            Mode::Raw => wit::icmp::Mode::Raw,
+            Mode::Datagram => wit::icmp::Mode::Datagram,
+        })
+    }
+
+    async fn next(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<Option<EchoEvent>> {
+        self.call(0)?;
+        self.usage.computed()?;
+        let event = self.table.get_mut(&echoes)?.events.recv().await;
+        self.usage.resumed();
+        Ok(event.map(EchoEvent::from))
+    }
+
+    async fn drop(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<()> {
+        self.table.delete(echoes)?;
+        self.sessions -= 1;
+        Ok(())
+    }
+}
+
+impl From<Event> for EchoEvent {
+    fn from(event: Event) -> Self {
+        let reply = |r: crate::net::icmp::Reply| EchoReply {
+            seq: r.seq,
+            source: r.source.to_string(),
+            ttl: r.ttl,
+            length: r.length,
+            rtt_ns: u64::try_from(r.rtt.as_nanos()).unwrap_or(u64::MAX),
+        };
+        match event {
+            Event::Sent(seq) => Self::Sent(seq),
+            Event::SendFailed { seq, reason } => Self::SendFailed(SendFailure { seq, reason }),
+            Event::Reply(r) => Self::Reply(reply(r)),
+            Event::Duplicate(r) => Self::Duplicate(reply(r)),
+            Event::Late(r) => Self::Late(reply(r)),
+            Event::Error(e) => Self::Error(IcmpError {
+                seq: e.seq,
+                source: e.source.to_string(),
+                kind: e.kind.to_owned(),
+                icmp_type: e.icmp_type,
+                icmp_code: e.icmp_code,
+                mtu: e.mtu,
+            }),
+            Event::Lost(seq) => Self::Lost(seq),
+            Event::Overflow(packets) => Self::Overflow(packets),
+        }
+    }
+}

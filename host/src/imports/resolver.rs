@@ -1,0 +1,48 @@
+//! `resolver`: names to addresses, as this host does it.
+
+use super::{RunState, wit};
+use crate::net::Family;
+use crate::net::resolver::LookupError;
+use wit::net::NetError;
+
+impl From<wit::net::Family> for Family {
+    fn from(family: wit::net::Family) -> Self {
+        match family {
+            wit::net::Family::Any => Self::Any,
+            wit::net::Family::Ipv4 => Self::V4,
+            wit::net::Family::Ipv6 => Self::V6,
+        }
+    }
+}
+
+impl From<LookupError> for NetError {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Timeout => Self::Timeout,
+            error @ LookupError::Unresolved { .. } => Self::Unresolved(error.to_string()),
+        }
+    }
+}
+
+impl wit::resolver::Host for RunState {
+    async fn lookup(&mut self, name: String, family: wit::net::Family) -> wasmtime::Result<Result<Vec<String>, NetError>> {
+        self.call(name.len())?;
+        let (lent, asked) = (self.lent.clone(), name.clone());
+        let found = self.lend(async move { lent.net.resolver.lookup(&asked, family.into()).await }).await?;
+        let addresses = match found {
+            Ok(addresses) => addresses,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        if name.parse::<std::net::IpAddr>().is_err() {
+            self.names.extend(addresses.iter().map(|address| (address.to_canonical(), name.clone())));
+        }
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        self.usage.carried(addresses.iter().map(String::len).sum())?;
+        Ok(Ok(addresses))
+    }
+
+    async fn nameservers(&mut self) -> wasmtime::Result<Vec<String>> {
+        self.call(0)?;
+        Ok(self.lent.net.resolver.nameservers().iter().map(ToString::to_string).collect())
+    }
+}

@@ -1,0 +1,170 @@
+//! A response's body: counted as it was transferred, decoded within limits, and a piece of it kept.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use async_compression::tokio::write::{BrotliDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
+use http::HeaderMap;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::{BODY_BYTES, DECODED_BYTES, FailureKind, Step};
+
+/// What came.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub transferred: u64,
+    pub decoded: Option<u64>,
+    pub kept: Vec<u8>,
+}
+
+pub struct Taking {
+    transferred: u64,
+    /// None once it failed: the body is then counted, no longer decoded.
+    decoder: Option<Box<dyn Decoder>>,
+    kept: Option<Vec<u8>>,
+}
+
+trait Decoder: AsyncWrite + Unpin + Send {
+    fn into_sink(self: Box<Self>) -> Sink;
+    fn sink(&self) -> &Sink;
+}
+
+macro_rules! decoders {
+    ($($kind:ty),+) => { $(impl Decoder for $kind {
+        fn into_sink(self: Box<Self>) -> Sink { (*self).into_inner() }
+        fn sink(&self) -> &Sink { self.get_ref() }
+    })+ };
+}
+decoders!(BrotliDecoder<Sink>, GzipDecoder<Sink>, ZlibDecoder<Sink>, ZstdDecoder<Sink>);
+
+impl Decoder for Sink {
+    fn into_sink(self: Box<Self>) -> Sink {
+        *self
+    }
+    fn sink(&self) -> &Sink {
+        self
+    }
+}
+
+/// Counts, keeps the first bytes, and fails past the limit: a small body can unfold to gigabytes.
+struct Sink {
+    count: u64,
+    limit: u64,
+    keep: usize,
+    kept: Vec<u8>,
+}
+
+impl AsyncWrite for Sink {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.count += data.len() as u64;
+        let room = self.keep - self.kept.len();
+        self.kept.extend(&data[..data.len().min(room)]);
+        if self.count > self.limit {
+            return Poll::Ready(Err(io::Error::other("decoded body over the limit")));
+        }
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Taking {
+    #[must_use]
+    pub fn new(headers: &HeaderMap, keep: usize) -> Self {
+        let mut codings = headers.get_all(http::header::CONTENT_ENCODING).iter();
+        let coding = codings.next().and_then(|value| value.to_str().ok()).map(str::trim).map(str::to_ascii_lowercase);
+        let encoded = coding.as_deref().is_some_and(|coding| coding != "identity" && !coding.is_empty());
+        let limit = if encoded { DECODED_BYTES } else { u64::MAX };
+        let sink = Sink { count: 0, limit, keep, kept: vec![] };
+        // One layer of the registered codings (RFC 9110, 8.4.1); anything else cannot be decoded.
+        let decoder: Option<Box<dyn Decoder>> = match (coding.as_deref(), codings.next()) {
+            (None | Some("identity" | ""), None) => Some(Box::new(sink)),
+            (Some("gzip" | "x-gzip"), None) => Some(Box::new(GzipDecoder::new(sink))),
+            (Some("deflate"), None) => Some(Box::new(ZlibDecoder::new(sink))),
+            (Some("br"), None) => Some(Box::new(BrotliDecoder::new(sink))),
+            (Some("zstd"), None) => Some(Box::new(ZstdDecoder::new(sink))),
+            _ => None,
+        };
+        Self { transferred: 0, decoder, kept: None }
+    }
+
+    pub async fn add(&mut self, data: &[u8]) -> Result<(), Step> {
+        self.transferred += data.len() as u64;
+        if self.transferred > BODY_BYTES {
+            return Err(Step(FailureKind::TooLarge, format!("the body passes {} MiB", BODY_BYTES >> 20)));
+        }
+        if let Some(decoder) = &mut self.decoder
+            && decoder.write_all(data).await.is_err()
+        {
+            self.kept = Some(decoder.sink().kept.clone());
+            self.decoder = None;
+        }
+        Ok(())
+    }
+
+    pub async fn end(self) -> Taken {
+        let transferred = self.transferred;
+        let Some(mut decoder) = self.decoder else {
+            return Taken { transferred, decoded: None, kept: self.kept.unwrap_or_default() };
+        };
+        // A body that breaks off in the middle of its coding shows here.
+        let whole = transferred == 0 || decoder.shutdown().await.is_ok();
+        let sink = decoder.into_sink();
+        Taken { transferred, decoded: whole.then_some(sink.count), kept: sink.kept }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_compression::tokio::write::GzipEncoder;
+
+    use super::*;
+
+    async fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = GzipEncoder::new(vec![]);
+        encoder.write_all(data).await.expect("encode");
+        encoder.shutdown().await.expect("encode");
+        encoder.into_inner()
+    }
+
+    async fn take(coding: Option<&str>, body: &[u8], keep: usize) -> Taken {
+        let mut headers = HeaderMap::new();
+        if let Some(coding) = coding {
+            headers.insert("content-encoding", coding.parse().expect("value"));
+        }
+        let mut taking = Taking::new(&headers, keep);
+        for piece in body.chunks(1000) {
+            taking.add(piece).await.map_err(|s| s.1).expect("within limits");
+        }
+        taking.end().await
+    }
+
+    #[tokio::test]
+    async fn bodies_are_counted_before_and_after_decoding() {
+        let plain = b"hello ".repeat(1000);
+        let packed = gzip(&plain).await;
+        assert_eq!(
+            take(Some("gzip"), &packed, 5).await,
+            Taken { transferred: packed.len() as u64, decoded: Some(6000), kept: b"hello".to_vec() }
+        );
+        assert_eq!(take(None, &plain, 0).await, Taken { transferred: 6000, decoded: Some(6000), kept: vec![] });
+        assert_eq!(take(Some("gzip"), &packed[..packed.len() - 9], 0).await.decoded, None, "broken off");
+        assert_eq!(take(Some("gzip"), b"not gzip at all", 0).await.decoded, None);
+        assert_eq!(take(Some("compress, gzip"), &packed, 0).await.decoded, None, "two layers");
+        assert_eq!(take(Some("gzip"), b"", 0).await.decoded, Some(0), "HEAD");
+    }
+
+    #[tokio::test]
+    async fn a_bomb_is_counted_but_not_unfolded() {
+        let bomb = gzip(&vec![0; 30 << 20]).await;
+        let taken = take(Some("gzip"), &bomb, 4).await;
+        assert_eq!((taken.transferred, taken.decoded, taken.kept.len()), (bomb.len() as u64, None, 4));
+    }
+}

@@ -1,0 +1,367 @@
+//! What callers keep: open, record, watch, get, expire, with a budget in number and in bytes.
+//!
+//! Running receipts live in a map of their own and are never evicted (the queue bounds them). Finished ones live in a
+//! moka cache; the oldest go first when there are too many or they hold too many bytes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use moka::policy::EvictionPolicy;
+use serde_json::value::RawValue;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::plan::Plan;
+
+/// 128 random bits as 32 lower-case hexadecimal digits.
+pub type ReceiptId = String;
+
+/// Locks without giving up when a holder panicked: the data are counters and finished results, valid at every step.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How much is kept, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// From the making of a receipt to its end.
+    pub lifetime: Duration,
+    /// Finished receipts kept.
+    pub receipts: u64,
+    /// Bytes of results in one receipt.
+    pub receipt_bytes: usize,
+    /// Bytes of results in all finished receipts.
+    pub total_bytes: u64,
+}
+
+pub struct Receipts {
+    budget: Budget,
+    running: Mutex<HashMap<ReceiptId, Arc<Receipt>>>,
+    finished: moka::sync::Cache<ReceiptId, Arc<Receipt>>,
+    finished_weight: Arc<AtomicU64>,
+}
+
+/// One payload's results as they come.
+pub struct Receipt {
+    pub id: ReceiptId,
+    made: Instant,
+    types: Vec<(String, usize)>,
+    results: Mutex<Vec<TestResult>>,
+    bytes: AtomicUsize,
+    finished: watch::Sender<usize>,
+    /// Cancelled when the caller deletes the receipt or the server stops.
+    pub cancel: CancellationToken,
+}
+
+#[derive(Debug)]
+struct TestResult {
+    type_index: usize,
+    json: Option<Box<RawValue>>,
+}
+
+impl Receipts {
+    #[must_use]
+    pub fn new(budget: Budget) -> Self {
+        let finished_weight = Arc::new(AtomicU64::new(0));
+        let evicted = Arc::clone(&finished_weight);
+        let share = budget.share();
+        let finished = moka::sync::Cache::builder()
+            .eviction_policy(EvictionPolicy::lru())
+            .max_capacity(budget.total_bytes)
+            .weigher(move |_: &ReceiptId, receipt: &Arc<Receipt>| receipt.weight(share))
+            .expire_after(EndOfLife { lifetime: budget.lifetime })
+            .eviction_listener(move |_, receipt: Arc<Receipt>, _| {
+                evicted.fetch_sub(receipt.weight(share).into(), Ordering::Relaxed);
+            })
+            .build();
+        Self { budget, running: Mutex::default(), finished, finished_weight }
+    }
+
+    /// A new receipt for this plan. One without tests is finished at once.
+    #[must_use]
+    pub fn open(&self, plan: &Plan) -> Arc<Receipt> {
+        let receipt = Arc::new(Receipt {
+            id: hex::encode(rand::random::<[u8; 16]>()),
+            made: Instant::now(),
+            types: plan.types.clone(),
+            results: Mutex::new(
+                plan.tests.iter().map(|t| TestResult { type_index: t.type_index, json: None }).collect(),
+            ),
+            bytes: AtomicUsize::new(0),
+            finished: watch::Sender::new(0),
+            cancel: CancellationToken::new(),
+        });
+        lock(&self.running).insert(receipt.id.clone(), Arc::clone(&receipt));
+        if plan.tests.is_empty() {
+            self.retire(&receipt);
+        }
+        receipt
+    }
+
+    /// Puts a finished test in its place. When it would pass the receipt's byte budget, `too_large` is put there.
+    pub fn record(&self, receipt: &Arc<Receipt>, index: usize, json: Box<RawValue>, too_large: impl FnOnce(usize) -> Box<RawValue>) {
+        let finished = {
+            let mut results = lock(&receipt.results);
+            let held = receipt.bytes.load(Ordering::Relaxed);
+            let json = if held + json.get().len() > self.budget.receipt_bytes {
+                too_large(self.budget.receipt_bytes)
+            } else {
+                json
+            };
+            receipt.bytes.fetch_add(json.get().len(), Ordering::Relaxed);
+            if let Some(slot) = results.get_mut(index) {
+                slot.json = Some(json);
+            }
+            results.iter().filter(|r| r.json.is_some()).count()
+        };
+        // The receipt moves before its watchers wake: whoever sees it done finds it.
+        if finished == receipt.total() {
+            self.retire(receipt);
+        }
+        receipt.finished.send_replace(finished);
+    }
+
+    fn retire(&self, receipt: &Arc<Receipt>) {
+        let mut running = lock(&self.running);
+        // Deleted meanwhile: it must not come back.
+        if running.contains_key(&receipt.id) {
+            let weight = receipt.weight(self.budget.share());
+            self.finished_weight.fetch_add(weight.into(), Ordering::Relaxed);
+            self.finished.insert(receipt.id.clone(), Arc::clone(receipt));
+            running.remove(&receipt.id);
+        }
+        drop(running);
+        // moka evicts in batches; a burst of large results must not pass the budget meanwhile.
+        if self.finished_weight.load(Ordering::Relaxed) > self.budget.total_bytes {
+            self.finished.run_pending_tasks();
+        }
+    }
+
+    /// None when unknown, deleted, evicted or expired.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Arc<Receipt>> {
+        let running = lock(&self.running).get(id).cloned();
+        running.or_else(|| self.finished.get(id)).filter(|receipt| receipt.made.elapsed() < self.budget.lifetime)
+    }
+
+    /// Forgets a receipt and cancels what still runs for it. False when there was none.
+    #[must_use]
+    pub fn delete(&self, id: &str) -> bool {
+        let found = self.get(id).is_some();
+        let running = lock(&self.running).remove(id);
+        if let Some(receipt) = running.or_else(|| self.finished.remove(id)) {
+            receipt.cancel.cancel();
+        }
+        found
+    }
+
+    pub fn cancel_all(&self) {
+        for receipt in lock(&self.running).values() {
+            receipt.cancel.cancel();
+        }
+    }
+
+    /// Drops what has expired. To be called every second or so: neither map does it by itself.
+    pub fn expire(&self) {
+        self.finished.run_pending_tasks();
+        lock(&self.running).retain(|_, receipt| {
+            let alive = receipt.made.elapsed() < self.budget.lifetime;
+            if !alive {
+                receipt.cancel.cancel();
+            }
+            alive
+        });
+    }
+
+    /// Receipts kept: running, finished; and bytes of results in the finished ones.
+    #[must_use]
+    pub fn counts(&self) -> (usize, u64, u64) {
+        (lock(&self.running).len(), self.finished.entry_count(), self.finished_weight.load(Ordering::Relaxed))
+    }
+}
+
+impl Budget {
+    /// What each receipt weighs at least, so that `receipts` of them fill the budget in bytes.
+    fn share(self) -> u32 {
+        u32::try_from(self.total_bytes / self.receipts.max(1)).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+struct EndOfLife {
+    lifetime: Duration,
+}
+
+impl moka::Expiry<ReceiptId, Arc<Receipt>> for EndOfLife {
+    fn expire_after_create(&self, _: &ReceiptId, receipt: &Arc<Receipt>, _: Instant) -> Option<Duration> {
+        Some(self.lifetime.saturating_sub(receipt.made.elapsed()))
+    }
+}
+
+impl Receipt {
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.types.iter().map(|(_, count)| count).sum()
+    }
+
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        *self.finished.borrow() < self.total()
+    }
+
+    fn weight(&self, share: u32) -> u32 {
+        u32::try_from(self.bytes.load(Ordering::Relaxed)).unwrap_or(u32::MAX).max(share)
+    }
+
+    /// Waits until every test is finished, or the time is up.
+    pub async fn wait(&self, at_most: Duration) {
+        let total = self.total();
+        let mut finished = self.finished.subscribe();
+        // The sender lives as long as `self`: only the time can run out.
+        let _ = tokio::time::timeout(at_most, finished.wait_for(|count| *count >= total)).await;
+    }
+
+    /// The body of `GET /tests`: finished tests by type, in the order of submission.
+    #[must_use]
+    pub fn body(&self) -> String {
+        let results = lock(&self.results);
+        let finished = results.iter().filter(|r| r.json.is_some()).count();
+        let total = results.len();
+        let mut body = String::with_capacity(self.bytes.load(Ordering::Relaxed) + 256);
+        body.push_str(r#"{"receipt":""#);
+        body.push_str(&self.id);
+        body.push_str(r#"","is_running":"#);
+        body.push_str(if finished < total { "true" } else { "false" });
+        body.push_str(r#","results":{"#);
+        let mut first_type = true;
+        for (type_index, (name, count)) in self.types.iter().enumerate() {
+            let mut tests = results.iter().filter(|r| r.type_index == type_index).filter_map(|r| r.json.as_ref()).peekable();
+            // A type shows up with its first finished test, as clients of the first version expect.
+            if tests.peek().is_none() && *count > 0 {
+                continue;
+            }
+            if !std::mem::take(&mut first_type) {
+                body.push(',');
+            }
+            body.push_str(&serde_json::Value::from(name.as_str()).to_string());
+            body.push_str(":[");
+            for (index, test) in tests.enumerate() {
+                if index > 0 {
+                    body.push(',');
+                }
+                body.push_str(test.get());
+            }
+            body.push(']');
+        }
+        body.push_str(r#"},"progress":{"finished":"#);
+        body.push_str(&finished.to_string());
+        body.push_str(r#","total":"#);
+        body.push_str(&total.to_string());
+        body.push_str("}}");
+        body
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::plan::{Action, PlannedTest};
+
+    fn budget() -> Budget {
+        Budget { lifetime: Duration::from_secs(600), receipts: 10, receipt_bytes: 100, total_bytes: 1000 }
+    }
+
+    fn plan(types: &[(&str, usize)]) -> Plan {
+        let tests = types.iter().enumerate().flat_map(|(type_index, (_, count))| {
+            (0..*count).map(move |_| PlannedTest {
+                type_index,
+                id: json!("x"),
+                action: Action::Refuse { message: String::new() },
+            })
+        });
+        Plan { types: types.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect(), tests: tests.collect() }
+    }
+
+    fn raw(value: &Value) -> Box<RawValue> {
+        RawValue::from_string(value.to_string()).expect("JSON")
+    }
+
+    fn body(receipt: &Receipt) -> Value {
+        serde_json::from_str(&receipt.body()).expect("JSON")
+    }
+
+    #[test]
+    fn results_appear_as_tests_finish_in_the_order_of_submission() {
+        let receipts = Receipts::new(budget());
+        let receipt = receipts.open(&plan(&[("b", 2), ("a", 1)]));
+        assert_eq!(body(&receipt)["results"], json!({}));
+        receipts.record(&receipt, 1, raw(&json!(1)), |_| raw(&json!(null)));
+        assert_eq!(body(&receipt)["results"], json!({"b": [1]}));
+        receipts.record(&receipt, 0, raw(&json!(0)), |_| raw(&json!(null)));
+        assert_eq!(body(&receipt)["results"], json!({"b": [0, 1]}));
+        assert_eq!(body(&receipt)["progress"], json!({"finished": 2, "total": 3}));
+        assert!(receipt.is_running());
+        receipts.record(&receipt, 2, raw(&json!(2)), |_| raw(&json!(null)));
+        assert!(!receipt.is_running());
+        assert_eq!(body(&receipt)["is_running"], json!(false));
+        assert!(receipts.get(&receipt.id).is_some());
+    }
+
+    #[test]
+    fn a_receipt_without_tests_is_done_at_once() {
+        let receipts = Receipts::new(budget());
+        let receipt = receipts.open(&plan(&[("ping", 0)]));
+        assert!(!receipt.is_running());
+        assert_eq!(body(&receipt)["results"], json!({"ping": []}));
+        assert_eq!(receipts.counts().0, 0);
+    }
+
+    #[test]
+    fn a_result_over_the_receipts_budget_is_replaced() {
+        let receipts = Receipts::new(budget());
+        let receipt = receipts.open(&plan(&[("a", 2)]));
+        receipts.record(&receipt, 0, raw(&json!("x".repeat(90))), |_| raw(&json!("too large")));
+        receipts.record(&receipt, 1, raw(&json!("y".repeat(90))), |max| raw(&json!(format!("over {max}"))));
+        assert_eq!(body(&receipt)["results"]["a"][1], json!("over 100"));
+    }
+
+    #[test]
+    fn finished_receipts_are_evicted_and_running_ones_are_not() {
+        let receipts = Receipts::new(budget());
+        let running = receipts.open(&plan(&[("a", 1)]));
+        let first = receipts.open(&plan(&[]));
+        for _ in 0..100 {
+            let _ = receipts.open(&plan(&[]));
+        }
+        receipts.expire();
+        assert!(receipts.get(&first.id).is_none());
+        assert!(receipts.get(&running.id).is_some());
+        let (_, finished, weight) = receipts.counts();
+        assert!(finished <= 10 && weight <= 1000, "{finished} receipts, {weight} bytes");
+    }
+
+    #[test]
+    fn an_expired_receipt_is_unknown() {
+        let receipts = Receipts::new(Budget { lifetime: Duration::ZERO, ..budget() });
+        let done = receipts.open(&plan(&[]));
+        let running = receipts.open(&plan(&[("a", 1)]));
+        assert!(receipts.get(&done.id).is_none() && receipts.get(&running.id).is_none());
+        receipts.expire();
+        assert!(running.cancel.is_cancelled());
+        assert_eq!(receipts.counts().0, 0);
+    }
+
+    #[test]
+    fn deleting_cancels_and_a_late_result_does_not_bring_it_back() {
+        let receipts = Receipts::new(budget());
+        let receipt = receipts.open(&plan(&[("a", 1)]));
+        assert!(receipts.delete(&receipt.id));
+        assert!(receipt.cancel.is_cancelled());
+        receipts.record(&receipt, 0, raw(&json!(1)), |_| raw(&json!(null)));
+        assert!(receipts.get(&receipt.id).is_none());
+        assert!(!receipts.delete(&receipt.id));
+    }
+}

@@ -1,0 +1,291 @@
+//! Runs plans: a permit for each test, its deadline after the permit, its outcome into the receipt, cancel at any time.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::imports::Lent;
+use crate::plan::{Action, Plan, PlannedTest};
+use crate::plugins::{Partial, Plugin, RunError};
+use crate::receipts::{Receipt, Receipts, lock};
+
+/// Where tests run.
+pub struct Runner {
+    lent: Arc<Lent>,
+    /// Guests compute here, at low priority.
+    guests: Handle,
+    permits: Arc<Semaphore>,
+    slots: Mutex<Slots>,
+    waiting: AtomicUsize,
+    max_waiting: usize,
+    timeout: Duration,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// The waiting tests would be more than allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("The queue of waiting tests is full. Max: {max}")]
+pub struct QueueFull {
+    pub max: usize,
+}
+
+struct Slots {
+    free: BTreeSet<usize>,
+    stats: Vec<Slot>,
+}
+
+/// What an execution slot has done, as `GET /status` shows it.
+#[derive(Debug, Clone, Default)]
+pub struct Slot {
+    pub busy: bool,
+    pub requests: u64,
+    pub exceptions: u64,
+    pub sandboxes: u64,
+    pub running: Duration,
+    /// Unix time of the newest sandbox.
+    pub last_spawn: u64,
+    pub bytes: u64,
+}
+
+/// One entry of a result list.
+#[derive(Serialize)]
+struct Test<'a> {
+    id: &'a Value,
+    failed: bool,
+    message: Option<String>,
+    result: &'a RawValue,
+    timing: Timing,
+    plugin: Option<PluginName<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Timing {
+    queued_ms: f64,
+    started_at: Option<String>,
+    duration_ms: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct PluginName<'a> {
+    name: &'a str,
+    version: &'a str,
+}
+
+fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn empty() -> Box<RawValue> {
+    RawValue::from_string("{}".into()).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// JSON of a finished test. Its parts are JSON already, so this cannot fail; if it did, null is still JSON.
+fn json(test: &Test) -> Box<RawValue> {
+    serde_json::value::to_raw_value(test).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+impl Runner {
+    #[must_use]
+    pub fn new(lent: Arc<Lent>, guests: Handle, slots: usize, max_waiting: usize, timeout: Duration) -> Self {
+        Self {
+            lent,
+            guests,
+            permits: Arc::new(Semaphore::new(slots)),
+            slots: Mutex::new(Slots { free: (0..slots).collect(), stats: vec![Slot::default(); slots] }),
+            waiting: AtomicUsize::new(0),
+            max_waiting,
+            timeout,
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }
+    }
+
+    /// Starts a plan's tests and gives the receipt at once.
+    ///
+    /// # Errors
+    /// [`QueueFull`]; nothing has been started then.
+    pub fn submit(self: &Arc<Self>, plan: Plan, receipts: &Arc<Receipts>) -> Result<Arc<Receipt>, QueueFull> {
+        let count = plan.tests.len();
+        // Reserved in one step, so that two payloads cannot both take the last places.
+        let reserved = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
+            let free = self.permits.available_permits();
+            (waiting + count <= self.max_waiting + free).then_some(waiting + count)
+        });
+        if reserved.is_err() {
+            return Err(QueueFull { max: self.max_waiting });
+        }
+        let receipt = receipts.open(&plan);
+        for (index, test) in plan.tests.into_iter().enumerate() {
+            let (runner, receipts, receipt) = (Arc::clone(self), Arc::clone(receipts), Arc::clone(&receipt));
+            self.tasks.spawn_on(async move { runner.one(index, test, &receipts, &receipt).await }, &self.guests);
+        }
+        Ok(receipt)
+    }
+
+    /// One test, from waiting to its place in the receipt.
+    async fn one(&self, index: usize, test: PlannedTest, receipts: &Arc<Receipts>, receipt: &Arc<Receipt>) {
+        let queued = Instant::now();
+        let json = match &test.action {
+            Action::Refuse { message } => {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                let timing = Timing { queued_ms: ms(queued.elapsed()), started_at: None, duration_ms: None };
+                let message = Some(message.clone());
+                json(&Test { id: &test.id, failed: true, message, result: &empty(), timing, plugin: None, error: None })
+            }
+            Action::Run { plugin, options } => {
+                let permit = tokio::select! {
+                    biased;
+                    () = receipt.cancel.cancelled() => None,
+                    () = self.stopping.cancelled() => None,
+                    permit = self.permits.acquire() => permit.ok(),
+                };
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                let waited = queued.elapsed();
+                match permit {
+                    Some(_permit) => self.run(&test.id, plugin, options, waited, &receipt.cancel, Arc::default()).await,
+                    None => cancelled(&test.id, plugin, waited),
+                }
+            }
+        };
+        receipts.record(receipt, index, json, |max| too_large(&test.id, max));
+    }
+
+    /// Runs one test now, in a slot. For the command line, `partial` shows what has come so far.
+    pub async fn run(
+        &self,
+        id: &Value,
+        plugin: &Plugin,
+        options: &str,
+        waited: Duration,
+        cancel: &CancellationToken,
+        partial: Arc<Partial>,
+    ) -> Box<RawValue> {
+        let slot = self.occupy();
+        let (started, started_at) = (Instant::now(), jiff::Timestamp::now());
+        let outcome = tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => Err(RunError::Cancelled),
+            outcome = plugin.run(&self.lent, options, Arc::clone(&partial), self.timeout, cancel) => outcome,
+        };
+        let duration = started.elapsed();
+        let timing = Timing {
+            queued_ms: ms(waited),
+            started_at: Some(format!("{started_at:.6}")),
+            duration_ms: Some(ms(duration)),
+        };
+        let name = Some(PluginName { name: &plugin.name, version: &plugin.version });
+        let (json, exception) = match &outcome {
+            Ok(outcome) => {
+                let (failed, message) = (outcome.failed || outcome.message.is_some(), outcome.message.clone());
+                (json(&Test { id, failed, message, result: &outcome.result, timing, plugin: name, error: None }), false)
+            }
+            Err(error) => {
+                let exception = !matches!(error, RunError::Cancelled);
+                if exception {
+                    tracing::warn!(plugin = plugin.name, kind = error.kind(), %error, "plugin stopped");
+                }
+                let message = match error {
+                    RunError::Cancelled => "The test was cancelled.".to_owned(),
+                    error => format!("Plugin '{}' was stopped: {error}.", plugin.name),
+                };
+                // What it had shown so far is what is known.
+                let result = partial.get().unwrap_or_else(empty);
+                let error = Some(error.kind());
+                (json(&Test { id, failed: true, message: Some(message), result: &result, timing, plugin: name, error }), exception)
+            }
+        };
+        self.vacate(slot, duration, exception, json.get().len());
+        json
+    }
+
+    fn occupy(&self) -> Option<usize> {
+        let mut slots = lock(&self.slots);
+        let index = slots.free.pop_first()?;
+        let slot = slots.stats.get_mut(index)?;
+        slot.busy = true;
+        slot.sandboxes += 1;
+        slot.last_spawn = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        Some(index)
+    }
+
+    fn vacate(&self, index: Option<usize>, took: Duration, exception: bool, bytes: usize) {
+        let mut slots = lock(&self.slots);
+        if let Some(index) = index
+            && let Some(slot) = slots.stats.get_mut(index)
+        {
+            slot.busy = false;
+            slot.requests += 1;
+            slot.exceptions += u64::from(exception);
+            slot.running += took;
+            slot.bytes += bytes as u64;
+            slots.free.insert(index);
+        }
+    }
+
+    #[must_use]
+    pub fn slots(&self) -> Vec<Slot> {
+        lock(&self.slots).stats.clone()
+    }
+
+    /// Tests waiting for a permit, and the most that may.
+    #[must_use]
+    pub fn queue(&self) -> (usize, usize) {
+        (self.waiting.load(Ordering::Relaxed), self.max_waiting)
+    }
+
+    /// Waits for running tests; cancels those that are not done in time.
+    pub async fn drain(&self, within: Duration) {
+        self.tasks.close();
+        if tokio::time::timeout(within, self.tasks.wait()).await.is_err() {
+            self.stopping.cancel();
+            // Cancelling is immediate; what does not end now is a bug that must not keep the process alive.
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.tasks.wait()).await;
+        }
+    }
+
+    /// Does anything run or wait?
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+}
+
+fn cancelled(id: &Value, plugin: &Plugin, waited: Duration) -> Box<RawValue> {
+    let timing = Timing { queued_ms: ms(waited), started_at: None, duration_ms: None };
+    let plugin = Some(PluginName { name: &plugin.name, version: &plugin.version });
+    let message = Some("The test was cancelled.".into());
+    json(&Test { id, failed: true, message, result: &empty(), timing, plugin, error: Some(RunError::Cancelled.kind()) })
+}
+
+fn too_large(id: &Value, max: usize) -> Box<RawValue> {
+    let timing = Timing { queued_ms: 0.0, started_at: None, duration_ms: None };
+    let message = Some(format!("The result is too large: one receipt's results may have {max} bytes (SCOUTER_MAX_RECEIPT_BYTES)."));
+    json(&Test { id, failed: true, message, result: &empty(), timing, plugin: None, error: Some("receipt_size_limit") })
+}
+
+/// Requests answered since the start.
+#[derive(Debug, Default)]
+pub struct Requests(AtomicU64);
+
+impl Requests {
+    pub fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
