@@ -62,7 +62,13 @@ pub struct Serve {
     pub api_secret_file: Option<PathBuf>,
 
     /// Addresses to listen on
-    #[arg(long, env = "SCOUTER_LISTEN", value_name = "ADDRESS[,ADDRESS]", value_delimiter = ',', default_value = "0.0.0.0,::")]
+    #[arg(
+        long,
+        env = "SCOUTER_LISTEN",
+        value_name = "ADDRESS[,ADDRESS]",
+        value_delimiter = ',',
+        default_value = "0.0.0.0,::"
+    )]
     pub listen: Vec<IpAddr>,
 
     /// Port to listen on
@@ -134,7 +140,8 @@ impl Engine {
 
     #[must_use]
     pub fn cache_folder(&self) -> Option<PathBuf> {
-        let home = || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".cache"));
+        let home =
+            || std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".cache"));
         let user = || std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
         self.cache_dir.clone().or_else(|| Some(user().or_else(home)?.join("scouter")))
     }
@@ -170,11 +177,16 @@ impl Serve {
             (Some(secrets), _) => secrets.clone(),
             (None, Some(file)) => std::fs::read_to_string(file)
                 .with_context(|| format!("SCOUTER_API_SECRET_FILE '{}' cannot be read", file.display()))?,
-            (None, None) => bail!("no API secret: set SCOUTER_API_SECRET (or SCOUTER_API_SECRET_FILE) to a text of 16 characters or more"),
+            (None, None) => bail!(
+                "no API secret: set SCOUTER_API_SECRET (or SCOUTER_API_SECRET_FILE) to a text of 16 characters or more"
+            ),
         };
         let mut digests = vec![];
         for secret in text.trim_end_matches(['\r', '\n']).split([',', '\n']).map(|s| s.trim_end_matches('\r')) {
-            ensure!(!secret.is_empty(), "SCOUTER_API_SECRET holds an empty secret: every secret must be a text, 16 characters or more are advised");
+            ensure!(
+                !secret.is_empty(),
+                "SCOUTER_API_SECRET holds an empty secret: every secret must be a text, 16 characters or more are advised"
+            );
             if secret.chars().count() < 16 {
                 tracing::warn!("the API secret is shorter than 16 characters: it can be guessed");
             }

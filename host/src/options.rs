@@ -100,12 +100,11 @@ impl OptionsSchema {
             .map(|known| (strsim::damerau_levenshtein(&lower, known), known))
             .min_by_key(|(distance, _)| *distance)
             .filter(|(distance, known)| *distance <= known.len().max(3) / 2);
-        match nearest {
-            Some((_, known)) => format!("Provided test option of '{name}' does not exist. Did you mean '{known}'?"),
-            None => {
-                let all = self.names().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ");
-                format!("Provided test option of '{name}' does not exist. Options: {all}.")
-            }
+        if let Some((_, known)) = nearest {
+            format!("Provided test option of '{name}' does not exist. Did you mean '{known}'?")
+        } else {
+            let all = self.names().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ");
+            format!("Provided test option of '{name}' does not exist. Options: {all}.")
         }
     }
 }
@@ -115,7 +114,8 @@ fn refusal(name: &str, value: &Value, property: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let shown: String = if shown.chars().count() > 100 { shown.chars().take(100).chain(['…']).collect() } else { shown };
+    let shown: String =
+        if shown.chars().count() > 100 { shown.chars().take(100).chain(['…']).collect() } else { shown };
     format!("Provided value of '{shown}' for option '{name}' is not allowed. Expected: {}.", expectation(property))
 }
 
@@ -168,7 +168,9 @@ pub fn expectation(property: &Value) -> String {
             "number" => number("a number"),
             "boolean" => "true or false".into(),
             "string" => match (property.get("minLength"), property.get("maxLength")) {
-                (_, Some(high)) => format!("text of {} to {high} characters", property.get("minLength").unwrap_or(&0.into())),
+                (_, Some(high)) => {
+                    format!("text of {} to {high} characters", property.get("minLength").unwrap_or(&0.into()))
+                }
                 (Some(low), None) if low.as_u64() > Some(1) => format!("text of at least {low} characters"),
                 (Some(_), None) => "text that is not empty".into(),
                 (None, None) => "text".into(),
@@ -198,8 +200,13 @@ fn normalise(value: Value, property: &Value) -> Value {
             }
         }
         Value::Number(number) if types == ["string"] && property.get("enum").is_some() => number.to_string().into(),
-        Value::Number(number) if types.contains(&"integer") && number.is_f64() => {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
+        Value::Number(number) if types.contains(&"integer") && number.is_f64() =>
+        {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "checked to be whole and in range"
+            )]
             match number.as_f64() {
                 Some(float) if float.fract() == 0.0 && (0.0..9e15).contains(&float) => (float as u64).into(),
                 _ => value,
@@ -257,9 +264,22 @@ mod tests {
 
     #[test]
     fn numbers_are_never_coerced() {
-        for bad in [json!(-1), json!(1.5), json!(true), json!("abc"), json!("-3"), json!("1.5"), json!(""), json!(1e308),
-            json!(18_446_744_073_709_551_615_u64), json!("99999999999999999999"), json!([1]), json!({}), json!(70000), json!(" 3")]
-        {
+        for bad in [
+            json!(-1),
+            json!(1.5),
+            json!(true),
+            json!("abc"),
+            json!("-3"),
+            json!("1.5"),
+            json!(""),
+            json!(1e308),
+            json!(18_446_744_073_709_551_615_u64),
+            json!("99999999999999999999"),
+            json!([1]),
+            json!({}),
+            json!(70000),
+            json!(" 3"),
+        ] {
             let shown = bad.as_str().map_or(bad.to_string(), str::to_owned);
             let expected = format!(
                 "Provided value of '{shown}' for option 'count' is not allowed. Expected: a whole number from 0 to 65535."
@@ -268,7 +288,10 @@ mod tests {
         }
         for option in ["count", "dst", "flag", "ttl", "family"] {
             let error = check(json!({"dst": "x", option: null})).expect_err(option);
-            assert!(error.starts_with(&format!("Provided value of 'null' for option '{option}' is not allowed.")), "{error}");
+            assert!(
+                error.starts_with(&format!("Provided value of 'null' for option '{option}' is not allowed.")),
+                "{error}"
+            );
         }
     }
 

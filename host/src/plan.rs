@@ -54,9 +54,7 @@ impl PlannedTest {
             (None, _) => Action::Refuse { message: "Provided test type does not exist.".into() },
             (Some(_), Some(message)) => Action::Refuse { message },
             (Some(plugin), None) => match plugin.options.check(options) {
-                Ok(options) => {
-                    Action::Run { plugin: Arc::clone(plugin), options: Value::Object(options).to_string() }
-                }
+                Ok(options) => Action::Run { plugin: Arc::clone(plugin), options: Value::Object(options).to_string() },
                 Err(message) => Action::Refuse { message },
             },
         };

@@ -227,8 +227,7 @@ fn special_v4(a: Ipv4Addr) -> Option<&'static str> {
     let [b0, b1, b2, b3] = a.octets();
     Some(match (b0, b1, b2, b3) {
         (0, ..) => "an address of \"this network\" (RFC 791)",
-        (10, ..) | (192, 168, ..) => "a private address (RFC 1918)",
-        (172, 16..=31, ..) => "a private address (RFC 1918)",
+        (10, ..) | (172, 16..=31, ..) | (192, 168, ..) => "a private address (RFC 1918)",
         (100, 64..=127, ..) => "shared address space (RFC 6598)",
         (127, ..) => "a loopback address",
         (169, 254, ..) => "a link-local address (RFC 3927)",
@@ -245,6 +244,7 @@ fn special_v4(a: Ipv4Addr) -> Option<&'static str> {
     })
 }
 
+#[expect(clippy::match_same_arms, reason = "a more special range stands before the range that holds it")]
 fn special_v6(a: Ipv6Addr) -> Option<&'static str> {
     let s = a.segments();
     Some(match s {

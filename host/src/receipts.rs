@@ -101,7 +101,13 @@ impl Receipts {
     }
 
     /// Puts a finished test in its place. When it would pass the receipt's byte budget, `too_large` is put there.
-    pub fn record(&self, receipt: &Arc<Receipt>, index: usize, json: Box<RawValue>, too_large: impl FnOnce(usize) -> Box<RawValue>) {
+    pub fn record(
+        &self,
+        receipt: &Arc<Receipt>,
+        index: usize,
+        json: Box<RawValue>,
+        too_large: impl FnOnce(usize) -> Box<RawValue>,
+    ) {
         let finished = {
             let mut results = lock(&receipt.results);
             let held = receipt.bytes.load(Ordering::Relaxed);
@@ -236,7 +242,8 @@ impl Receipt {
         body.push_str(r#","results":{"#);
         let mut first_type = true;
         for (type_index, (name, count)) in self.types.iter().enumerate() {
-            let mut tests = results.iter().filter(|r| r.type_index == type_index).filter_map(|r| r.json.as_ref()).peekable();
+            let mut tests =
+                results.iter().filter(|r| r.type_index == type_index).filter_map(|r| r.json.as_ref()).peekable();
             // A type shows up with its first finished test, as clients of the first version expect.
             if tests.peek().is_none() && *count > 0 {
                 continue;
@@ -271,7 +278,7 @@ mod tests {
     use crate::plan::{Action, PlannedTest};
 
     fn budget() -> Budget {
-        Budget { lifetime: Duration::from_secs(600), receipts: 10, receipt_bytes: 100, total_bytes: 1000 }
+        Budget { lifetime: Duration::from_mins(10), receipts: 10, receipt_bytes: 100, total_bytes: 1000 }
     }
 
     fn plan(types: &[(&str, usize)]) -> Plan {

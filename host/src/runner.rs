@@ -203,7 +203,18 @@ impl Runner {
                 // What it had shown so far is what is known.
                 let result = partial.get().unwrap_or_else(empty);
                 let error = Some(error.kind());
-                (json(&Test { id, failed: true, message: Some(message), result: &result, timing, plugin: name, error }), exception)
+                (
+                    json(&Test {
+                        id,
+                        failed: true,
+                        message: Some(message),
+                        result: &result,
+                        timing,
+                        plugin: name,
+                        error,
+                    }),
+                    exception,
+                )
             }
         };
         self.vacate(slot, duration, exception, json.get().len());
@@ -271,7 +282,9 @@ fn cancelled(id: &Value, plugin: &Plugin, waited: Duration) -> Box<RawValue> {
 
 fn too_large(id: &Value, max: usize) -> Box<RawValue> {
     let timing = Timing { queued_ms: 0.0, started_at: None, duration_ms: None };
-    let message = Some(format!("The result is too large: one receipt's results may have {max} bytes (SCOUTER_MAX_RECEIPT_BYTES)."));
+    let message = Some(format!(
+        "The result is too large: one receipt's results may have {max} bytes (SCOUTER_MAX_RECEIPT_BYTES)."
+    ));
     json(&Test { id, failed: true, message, result: &empty(), timing, plugin: None, error: Some("receipt_size_limit") })
 }
 

@@ -19,7 +19,7 @@ struct Options {
     /// Name server, or several that are tried in order until one answers: addresses or names. The probing host's own
     /// when not given.
     ns: Option<NameServers>,
-    /// Record type: a mnemonic such as MX, or TYPEnnn.
+    /// Record type: a mnemonic such as MX, or `TYPEnnn`.
     #[serde(default = "rdtype")]
     #[schemars(length(min = 1, max = 32))]
     rdtype: String,
@@ -141,16 +141,27 @@ impl Probe for DnsLookup {
         let mut attempts = vec![];
         let mut timeouts = 0;
         for server in &servers {
-            let (address, asked) = ask(&options, server);
-            match asked {
-                Ok(answer) => {
-                    attempts.push(Attempt { ns: server.clone(), address, ms: Some(ms(answer.elapsed_ns)), error: None });
-                    return Ok(Answered::new(server, answer, timeouts, attempts));
-                }
-                Err(Failure::Hopeless(refusal)) => return Err(refusal),
-                Err(Failure::Next { error, timeout }) => {
-                    timeouts += u32::from(timeout);
-                    attempts.push(Attempt { ns: server.clone(), address, ms: None, error: Some(error) });
+            for (address, name) in addresses(server, &mut attempts, &mut timeouts) {
+                match ask(&options, &address, name) {
+                    Ok(answer) => {
+                        attempts.push(Attempt {
+                            ns: server.clone(),
+                            address: Some(address),
+                            ms: Some(ms(answer.elapsed_ns)),
+                            error: None,
+                        });
+                        return Ok(Answered::new(server, answer, timeouts, attempts));
+                    }
+                    Err(Failure::Hopeless(refusal)) => return Err(refusal),
+                    Err(Failure::Next { error, timeout }) => {
+                        timeouts += u32::from(timeout);
+                        attempts.push(Attempt {
+                            ns: server.clone(),
+                            address: Some(address),
+                            ms: None,
+                            error: Some(error),
+                        });
+                    }
                 }
             }
         }
@@ -164,19 +175,39 @@ impl Probe for DnsLookup {
 enum Failure {
     /// The question itself is wrong: no other server will do better.
     Hopeless(Refusal),
-    Next { error: String, timeout: bool },
+    Next {
+        error: String,
+        timeout: bool,
+    },
 }
 
-fn ask(options: &Options, server: &str) -> (Option<String>, Result<dns::Answer, Failure>) {
+/// The addresses of a name server that is given by name, with that name; one that is an address is its own.
+fn addresses(server: &str, attempts: &mut Vec<Attempt>, timeouts: &mut u32) -> Vec<(String, Option<String>)> {
+    match resolver::lookup(server, Family::Any) {
+        Ok(found) => found
+            .into_iter()
+            .map(|address| {
+                let name = (server != address).then(|| server.trim_end_matches('.').to_owned());
+                (address, name)
+            })
+            .collect(),
+        Err(error) => {
+            *timeouts += u32::from(error == NetError::Timeout);
+            attempts.push(Attempt { ns: server.to_owned(), address: None, ms: None, error: Some(in_words(&error)) });
+            vec![]
+        }
+    }
+}
+
+fn ask(options: &Options, address: &str, server_name: Option<String>) -> Result<dns::Answer, Failure> {
     let next = |error: &NetError| Failure::Next { error: in_words(error), timeout: *error == NetError::Timeout };
-    let address = match resolver::lookup(server, Family::Any).map(|found| found.into_iter().next()) {
-        Ok(Some(address)) => address,
-        Ok(None) => return (None, Err(Failure::Next { error: "the name has no address".into(), timeout: false })),
-        Err(error) => return (None, Err(next(&error))),
-    };
     let answer = dns::ask(&dns::Request {
-        question: dns::Question { name: options.qname.clone(), type_: options.rdtype.clone(), class: options.class.clone() },
-        server: address.clone(),
+        question: dns::Question {
+            name: options.qname.clone(),
+            type_: options.rdtype.clone(),
+            class: options.class.clone(),
+        },
+        server: address.to_owned(),
         port: options.port,
         transport: match options.transport {
             Transport::Udp => dns::Transport::Udp,
@@ -185,7 +216,7 @@ fn ask(options: &Options, server: &str) -> (Option<String>, Result<dns::Answer, 
             Transport::Https => dns::Transport::Https,
             Transport::Quic => dns::Transport::Quic,
         },
-        server_name: (server != address).then(|| server.trim_end_matches('.').to_owned()),
+        server_name,
         recursion_desired: options.recursion,
         dnssec_ok: options.dnssec,
         timeout_ms: TIMEOUT_MS,
@@ -194,16 +225,18 @@ fn ask(options: &Options, server: &str) -> (Option<String>, Result<dns::Answer, 
         // A refusal by the policy is the caller's to know, whatever else is in the list.
         dns::DnsError::Net(NetError::Denied(why)) => Failure::Hopeless(why.into()),
         dns::DnsError::Net(error) => next(&error),
-        dns::DnsError::BadName(why) => Failure::Hopeless(format!("Provided value of 'qname' is not allowed: {why}.").into()),
+        dns::DnsError::BadName(why) => {
+            Failure::Hopeless(format!("Provided value of 'qname' is not allowed: {why}.").into())
+        }
         dns::DnsError::UnknownType(which) => {
             Failure::Hopeless(format!("Provided record type of '{which}' is not a recognized type.").into())
         }
-        dns::DnsError::UnknownClass(which) => {
-            Failure::Hopeless(format!("Provided class of '{which}' is not a recognized class. ('IN', 'CH', 'HS', 'NONE', 'ANY').").into())
-        }
+        dns::DnsError::UnknownClass(which) => Failure::Hopeless(
+            format!("Provided class of '{which}' is not a recognized class. ('IN', 'CH', 'HS', 'NONE', 'ANY').").into(),
+        ),
         dns::DnsError::Malformed(error) | dns::DnsError::Insecure(error) => Failure::Next { error, timeout: false },
     };
-    (Some(address), answer.map_err(failure))
+    answer.map_err(failure)
 }
 
 impl Answered {
@@ -223,7 +256,11 @@ impl Answered {
             rcode: rcode(answer.rcode, answer.mnemonic),
             elapsed_time: ms(answer.elapsed_ns) / 1e3,
             timeout_count,
-            question: Question { qname: answer.question.name, qtype: answer.question.type_, qclass: answer.question.class },
+            question: Question {
+                qname: answer.question.name,
+                qtype: answer.question.type_,
+                qclass: answer.question.class,
+            },
             answer: records(answer.answers),
             authority: records(answer.authorities),
             additional: records(answer.additionals),

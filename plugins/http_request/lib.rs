@@ -118,7 +118,9 @@ impl Headers {
                 .iter()
                 .map(|line| {
                     let (name, value) = line.split_once(':').ok_or_else(|| {
-                        Refusal(format!("Provided value of '{line}' for option 'headers' is not allowed. Expected: \"Name: value\"."))
+                        Refusal(format!(
+                            "Provided value of '{line}' for option 'headers' is not allowed. Expected: \"Name: value\"."
+                        ))
                     })?;
                     Ok(header(name.trim(), value.trim().to_owned()))
                 })
@@ -149,9 +151,11 @@ impl Probe for HttpRequest {
             request.timeout_ms = u32::try_from(left_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX).max(1);
             let outcome = http::exchange(&request);
             let url = outcome.as_ref().map_or_else(|_| request.url.clone(), |response| response.url.clone());
-            let spent = outcome.as_ref().map_or_else(|failure| failure.timings.total, |response| response.timings.total);
+            let spent =
+                outcome.as_ref().map_or_else(|failure| failure.timings.total, |response| response.timings.total);
             left_ns = left_ns.saturating_sub(spent);
-            let redirect = outcome.as_ref().ok().and_then(|response| Some((response.status, response.redirect.clone()?)));
+            let redirect =
+                outcome.as_ref().ok().and_then(|response| Some((response.status, response.redirect.clone()?)));
             hops.push(Hop { url, outcome });
             match redirect {
                 Some((status, to)) if options.follow_redirects => {
@@ -166,15 +170,15 @@ impl Probe for HttpRequest {
         // What cannot be sent at all is the caller's mistake, not the target's answer.
         if let [Hop { outcome: Err(failure), .. }] = hops.as_slice() {
             match failure.kind {
-                http::FailureKind::Invalid => return Err(format!("Provided request is not allowed: {}.", failure.reason).into()),
+                http::FailureKind::Invalid => {
+                    return Err(format!("Provided request is not allowed: {}.", failure.reason).into());
+                }
                 http::FailureKind::Denied => return Err(failure.reason.as_str().into()),
                 _ => {}
             }
         }
-        let failure = too_many.then(|| Failed {
-            code: 47,
-            reason: format!("Maximum ({}) redirects followed", options.max_redirects),
-        });
+        let failure = too_many
+            .then(|| Failed { code: 47, reason: format!("Maximum ({}) redirects followed", options.max_redirects) });
         Ok(Requested::new(&options, &first_method, &hops, failure, comment))
     }
 }

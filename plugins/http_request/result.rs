@@ -145,7 +145,13 @@ fn seconds(ns: u64) -> String {
 }
 
 impl Requested {
-    pub fn new(options: &Options, first_method: &str, hops: &[Hop], failure: Option<Failed>, comment: Option<String>) -> Self {
+    pub fn new(
+        options: &Options,
+        first_method: &str,
+        hops: &[Hop],
+        failure: Option<Failed>,
+        comment: Option<String>,
+    ) -> Self {
         let mut moments = Moments::default();
         for hop in hops {
             let mut own = Moments::of(hop.timings());

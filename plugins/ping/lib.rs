@@ -232,7 +232,15 @@ impl Pinged {
 
 impl Reply {
     fn new(reply: icmp::EchoReply, duplicate: bool, late: bool) -> Self {
-        Self { seq: reply.seq, ttl: reply.ttl, len: reply.length, rtt_ms: ms(reply.rtt_ns), src: reply.source, duplicate, late }
+        Self {
+            seq: reply.seq,
+            ttl: reply.ttl,
+            len: reply.length,
+            rtt_ms: ms(reply.rtt_ns),
+            src: reply.source,
+            duplicate,
+            late,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! A plugin is a crate of type `cdylib`, built for `wasm32-wasip2`. It names its options and its result as structs,
 //! implements [`Probe`] and exports it:
 //!
-//! ```
+//! ```no_run
 //! use scouter_sdk::prelude::*;
 //!
 //! /// How many addresses a name has.
@@ -60,7 +60,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The bindings made from `wit/`: every import, as the host documents it.
-#[expect(missing_docs, clippy::all, clippy::pedantic, reason = "generated from the documented WIT files")]
+#[expect(missing_docs, clippy::pedantic, reason = "generated from the documented WIT files")]
 pub mod bindings {
     wit_bindgen::generate!({
         path: "../wit",
@@ -138,9 +138,11 @@ impl From<NetError> for Refusal {
 #[must_use]
 pub fn in_words(error: &NetError) -> String {
     match error {
-        NetError::Denied(why) | NetError::Unresolved(why) | NetError::Unreachable(why) | NetError::Invalid(why) | NetError::Unavailable(why) => {
-            why.clone()
-        }
+        NetError::Denied(why)
+        | NetError::Unresolved(why)
+        | NetError::Unreachable(why)
+        | NetError::Invalid(why)
+        | NetError::Unavailable(why) => why.clone(),
         NetError::Timeout => "no answer within the time given".into(),
         NetError::Refused => "connection refused".into(),
     }
@@ -186,7 +188,9 @@ pub mod glue {
 
     #[must_use]
     pub fn run<P: Probe>(options: &str) -> Outcome {
-        let outcome = parse(options).and_then(|options| P::run(options).map_err(|refusal| refusal.0)).and_then(|result| finish(&result));
+        let outcome = parse(options)
+            .and_then(|options| P::run(options).map_err(|refusal| refusal.0))
+            .and_then(|result| finish(&result));
         outcome.unwrap_or_else(|message| Outcome { failed: true, message: Some(message), result: "{}".into() })
     }
 }
@@ -208,7 +212,7 @@ macro_rules! export {
                 }
             }
 
-            $crate::bindings::export!(Exported with_types_in $crate::bindings);
+    $crate::bindings::export!(Exported with_types_in $crate::bindings);
         };
     };
 }

@@ -34,7 +34,12 @@ pub struct Summary {
 impl Summary {
     /// Of samples in nanoseconds, in the order in which they were taken.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "means of nanoseconds")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "means of nanoseconds"
+    )]
     pub fn of(samples: &[u64]) -> Self {
         if samples.is_empty() {
             return Self::default();
@@ -65,7 +70,8 @@ mod tests {
 
     #[test]
     fn statistics_of_known_samples() {
-        let summary = Summary::of(&[2_000_000, 4_000_000, 4_000_000, 4_000_000, 5_000_000, 5_000_000, 7_000_000, 9_000_000]);
+        let summary =
+            Summary::of(&[2_000_000, 4_000_000, 4_000_000, 4_000_000, 5_000_000, 5_000_000, 7_000_000, 9_000_000]);
         assert_eq!(
             summary,
             Summary {

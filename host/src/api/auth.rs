@@ -43,9 +43,10 @@ impl Auth {
             _ => given,
         };
         let (plain, bearer) = (Sha256::digest(given), Sha256::digest(bearer));
-        let found = self.digests.iter().fold(Choice::from(0), |found, digest| {
-            found | digest[..].ct_eq(&plain) | digest[..].ct_eq(&bearer)
-        });
+        let found = self
+            .digests
+            .iter()
+            .fold(Choice::from(0), |found, digest| found | digest[..].ct_eq(&plain) | digest[..].ct_eq(&bearer));
         found.into()
     }
 
@@ -68,7 +69,7 @@ impl Auth {
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),
-        v4 => v4,
+        IpAddr::V4(v4) => v4.into(),
     }
 }
 
@@ -106,7 +107,8 @@ mod tests {
     fn guessing_is_slowed_down_by_network() {
         let auth = Auth::new(vec![]);
         let from = |text: &str| Some(text.parse().expect("address"));
-        let slowed = (0..1000).filter(|_| matches!(auth.refuse(from("2600::1")), ApiError::TooManyGuesses { .. })).count();
+        let slowed =
+            (0..1000).filter(|_| matches!(auth.refuse(from("2600::1")), ApiError::TooManyGuesses { .. })).count();
         assert!(slowed > 890, "{slowed}");
         assert!(matches!(auth.refuse(from("2600::ffff")), ApiError::TooManyGuesses { .. }));
         assert!(matches!(auth.refuse(from("2600:0:0:1::1")), ApiError::Unauthorized));

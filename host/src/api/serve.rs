@@ -38,8 +38,9 @@ impl Listening {
         for address in addresses {
             match listen(*address) {
                 Ok(listener) => listeners.push(listener),
-                Err(error) if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
-                    || (address.ip().is_unspecified() && error.kind() == io::ErrorKind::AddrNotAvailable) =>
+                Err(error)
+                    if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
+                        || (address.ip().is_unspecified() && error.kind() == io::ErrorKind::AddrNotAvailable) =>
                 {
                     tracing::warn!(%address, "not listening: this machine does not have that address family");
                 }
@@ -72,13 +73,20 @@ pub async fn serve(listening: Listening, router: Router, max_connections: usize,
     http.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(20)));
     let http = Arc::new(http);
     let connections = Arc::new(Semaphore::new(max_connections));
-    let accepting = listening.listeners.into_iter().map(|listener| {
-        accept(listener, router.clone(), Arc::clone(&http), Arc::clone(&connections), stop.clone())
-    });
+    let accepting = listening
+        .listeners
+        .into_iter()
+        .map(|listener| accept(listener, router.clone(), Arc::clone(&http), Arc::clone(&connections), stop.clone()));
     futures_util::future::join_all(accepting).await;
 }
 
-async fn accept(listener: TcpListener, router: Router, http: Arc<auto::Builder<TokioExecutor>>, connections: Arc<Semaphore>, stop: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    http: Arc<auto::Builder<TokioExecutor>>,
+    connections: Arc<Semaphore>,
+    stop: CancellationToken,
+) {
     let graceful = GracefulShutdown::new();
     loop {
         // The permit first: over the limit the kernel's queue holds the rest.

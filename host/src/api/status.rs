@@ -15,7 +15,7 @@ pub fn routes() -> Router<Arc<Api>> {
 }
 
 #[derive(Serialize)]
-struct Status {
+struct Body {
     total_requests: u64,
     worker_status: Vec<Worker>,
     version: &'static str,
@@ -89,10 +89,10 @@ impl Worker {
     }
 }
 
-async fn status(State(api): State<Arc<Api>>) -> Json<Status> {
+async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
     let (waiting, max) = api.runner.queue();
     let (running, finished, bytes) = api.receipts.counts();
-    Json(Status {
+    Json(Body {
         total_requests: api.requests.total(),
         worker_status: api.runner.slots().iter().enumerate().map(|(index, slot)| Worker::new(index, slot)).collect(),
         version: env!("CARGO_PKG_VERSION"),

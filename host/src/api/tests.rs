@@ -82,7 +82,11 @@ async fn read(body: Body, max: usize) -> Result<Bytes, ApiError> {
     }
 }
 
-async fn submit(State(api): State<Arc<Api>>, RawQuery(query): RawQuery, request: Request) -> Result<Response, ApiError> {
+async fn submit(
+    State(api): State<Arc<Api>>,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Result<Response, ApiError> {
     if api.stopping.load(Ordering::Relaxed) {
         return Err(ApiError::ShuttingDown);
     }

@@ -88,7 +88,11 @@ async fn expire(receipts: Arc<Receipts>) {
 fn announce(api: &Api, listening: &Listening, settings: &Serve) {
     let names: Vec<&str> = api.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
     tracing::info!(v4 = api.network.icmp_v4, v6 = api.network.icmp_v6, "ICMP");
-    tracing::info!(nameservers = api.network.nameservers.join(" "), trust_anchors = api.network.trust_anchors, "network");
+    tracing::info!(
+        nameservers = api.network.nameservers.join(" "),
+        trust_anchors = api.network.trust_anchors,
+        "network"
+    );
     tracing::info!(open = api.network.targets, "targets");
     tracing::info!(at_once = settings.max_process_count, waiting = settings.max_queue, "tests");
     if names.is_empty() {

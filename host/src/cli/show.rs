@@ -3,8 +3,8 @@
 
 use std::io::Write;
 
-use serde_json::{Map, Value};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use crate::options::expectation;
 use crate::plugins::Plugin;
@@ -78,7 +78,9 @@ impl Watcher {
 }
 
 fn fields(object: &Map<String, Value>, depth: usize) {
-    let scalars = object.iter().filter(|(name, value)| !(value.is_null() || is_table(value) || (depth == 0 && *name == "failed")));
+    let scalars = object
+        .iter()
+        .filter(|(name, value)| !(value.is_null() || is_table(value) || (depth == 0 && *name == "failed")));
     let width = object.keys().map(|name| name.chars().count()).max().unwrap_or(0);
     for (name, value) in scalars {
         let indent = "  ".repeat(depth);
@@ -133,7 +135,11 @@ pub fn plugin(plugin: &Plugin) {
         let Some(schema) = plugin.options.property(name) else { continue };
         let about = schema.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
         let required = if plugin.options.is_required(name) { "; required" } else { "" };
-        let default = schema.get("default").filter(|d| !d.is_null()).map(|d| format!("; default {}", text(d))).unwrap_or_default();
+        let default = schema
+            .get("default")
+            .filter(|d| !d.is_null())
+            .map(|d| format!("; default {}", text(d)))
+            .unwrap_or_default();
         let _ = writeln!(out, "  {name:17}  {about} [{}{required}{default}]", expectation(schema));
     }
 }

@@ -28,7 +28,8 @@ fn checked(request: wit::http::Request) -> Result<engine::Request, String> {
     if request.url.len() > URL_BYTES {
         return Err(format!("the URL is longer than {URL_BYTES} bytes"));
     }
-    let mut url = Url::parse(&request.url).map_err(|error| format!("'{}' is not a URL: {error}", request.url.escape_debug()))?;
+    let mut url =
+        Url::parse(&request.url).map_err(|error| format!("'{}' is not a URL: {error}", request.url.escape_debug()))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(format!("the URL's scheme '{}' is not http or https", url.scheme()));
     }
@@ -60,7 +61,9 @@ fn checked(request: wit::http::Request) -> Result<engine::Request, String> {
         let _ = url.set_password(None);
     }
     let resolve = match request.resolve {
-        Some(address) => Some(parse_address(&address).map_err(|_| format!("'{}' is not an IP address", address.escape_debug()))?),
+        Some(address) => {
+            Some(parse_address(&address).map_err(|_| format!("'{}' is not an IP address", address.escape_debug()))?)
+        }
         None => None,
     };
     if !(1..=120_000).contains(&request.timeout_ms) {
@@ -106,7 +109,9 @@ impl wit::http::Host for RunState {
             Err(reason) => return refused(wit::http::FailureKind::Invalid, reason),
         };
         if let Err(error) = self.packets(16) {
-            let wit::net::NetError::Invalid(reason) = error else { return refused(wit::http::FailureKind::Invalid, String::new()) };
+            let wit::net::NetError::Invalid(reason) = error else {
+                return refused(wit::http::FailureKind::Invalid, String::new());
+            };
             return refused(wit::http::FailureKind::Invalid, reason);
         }
         let lent = self.lent.clone();
@@ -254,8 +259,18 @@ mod tests {
     #[test]
     fn nothing_in_a_request_can_break_out_of_its_place() {
         for (name, value) in [
-            ("X\r\nY", "v"), ("X Y", "v"), ("", "v"), ("X", "a\r\nEvil: b"), ("X", "a\nb"), ("X", "a\0b"), ("X:", "v"),
-            ("Host", "evil"), ("content-length", "5"), ("Transfer-Encoding", "chunked"), ("Connection", "close"), ("upgrade", "h2c"),
+            ("X\r\nY", "v"),
+            ("X Y", "v"),
+            ("", "v"),
+            ("X", "a\r\nEvil: b"),
+            ("X", "a\nb"),
+            ("X", "a\0b"),
+            ("X:", "v"),
+            ("Host", "evil"),
+            ("content-length", "5"),
+            ("Transfer-Encoding", "chunked"),
+            ("Connection", "close"),
+            ("upgrade", "h2c"),
         ] {
             assert!(request("http://example.com/", &[(name, value)]).is_err(), "{name:?}: {value:?}");
         }

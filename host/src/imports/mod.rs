@@ -23,8 +23,8 @@ use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::net::Net;
-use crate::plugins::limits::{self, LimitHit, Usage};
 use crate::plugins::Partial;
+use crate::plugins::limits::{self, LimitHit, Usage};
 use crate::policy::{Denied, Permitted, Policy};
 
 pub(crate) mod bindings {
@@ -111,13 +111,20 @@ impl RunState {
     }
 
     /// Asks the policy about an address that the guest names, and counts the target.
-    fn permit(&mut self, address: IpAddr, ask: fn(&Policy, IpAddr, Option<&str>) -> Result<Permitted, Denied>) -> Result<Permitted, wit::net::NetError> {
+    fn permit(
+        &mut self,
+        address: IpAddr,
+        ask: fn(&Policy, IpAddr, Option<&str>) -> Result<Permitted, Denied>,
+    ) -> Result<Permitted, wit::net::NetError> {
         let name = self.names.get(&address.to_canonical()).map(String::as_str);
         let permitted =
             ask(&self.lent.policy, address, name).map_err(|denied| wit::net::NetError::Denied(denied.to_string()))?;
         self.targets.insert(permitted.address());
         if self.targets.len() > limits::TARGETS {
-            return Err(wit::net::NetError::Invalid(format!("one test may reach {} addresses at most", limits::TARGETS)));
+            return Err(wit::net::NetError::Invalid(format!(
+                "one test may reach {} addresses at most",
+                limits::TARGETS
+            )));
         }
         Ok(permitted)
     }

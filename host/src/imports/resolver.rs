@@ -25,7 +25,11 @@ impl From<LookupError> for NetError {
 }
 
 impl wit::resolver::Host for RunState {
-    async fn lookup(&mut self, name: String, family: wit::net::Family) -> wasmtime::Result<Result<Vec<String>, NetError>> {
+    async fn lookup(
+        &mut self,
+        name: String,
+        family: wit::net::Family,
+    ) -> wasmtime::Result<Result<Vec<String>, NetError>> {
         self.call(name.len())?;
         let (lent, asked) = (self.lent.clone(), name.clone());
         let found = self.lend(async move { lent.net.resolver.lookup(&asked, family.into()).await }).await?;

@@ -116,7 +116,8 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.expect("listen");
         let port = listener.local_addr().expect("address").port();
         let policy = Policy::new(vec!["any".parse().expect("rule")], vec![], vec![]);
-        let addresses = vet(&policy, &["127.0.0.1".parse().expect("a"), "127.0.0.2".parse().expect("a")], None).expect("open");
+        let addresses =
+            vet(&policy, &["127.0.0.1".parse().expect("a"), "127.0.0.2".parse().expect("a")], None).expect("open");
         let (_, address) = dial(&addresses, port).await.expect("connected");
         assert_eq!(address.ip().to_string(), "127.0.0.2");
     }

@@ -91,7 +91,11 @@ pub fn control_room() -> Vec<u8> {
     nix::cmsg_space!(libc::timespec, u32, libc::c_int, libc::sock_extended_err, libc::sockaddr_in6)
 }
 
-pub fn receive(socket: &impl AsRawFd, flags: MsgFlags, buffer: &mut [u8], control: &mut Vec<u8>) -> nix::Result<Received> {
+/// Reads one packet.
+///
+/// # Errors
+/// `EAGAIN` when there is none; an ICMP error that is pending on the socket.
+pub fn receive(socket: &impl AsRawFd, flags: MsgFlags, buffer: &mut [u8], control: &mut [u8]) -> nix::Result<Received> {
     let mut parts = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
     let mut received = Received {
@@ -141,9 +145,9 @@ mod tests {
     #[test]
     fn a_wall_clock_that_was_set_does_not_reach_the_result() {
         let mut sent = Stamp::now();
-        sent.wall += Duration::from_secs(3600);
+        sent.wall += Duration::from_hours(1);
         assert!(sent.until(Some(Stamp::now().wall)) < Duration::from_millis(100));
-        sent.wall -= Duration::from_secs(7200);
+        sent.wall -= Duration::from_hours(2);
         assert!(sent.until(Some(Stamp::now().wall)) < Duration::from_millis(100));
     }
 }

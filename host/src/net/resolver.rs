@@ -1,13 +1,15 @@
 //! Names to addresses, by this host's own configuration, without a cache: a measurement that asks for a name
 //! includes the asking.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::{Hosts, TokioResolver};
 
 use super::Family;
 
@@ -17,9 +19,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const ADDRESSES: usize = 64;
 
 pub struct Resolver {
-    any: TokioResolver,
-    v4: TokioResolver,
-    v6: TokioResolver,
+    config: ResolverConfig,
+    options: ResolverOpts,
+    hosts: Arc<Hosts>,
     nameservers: Vec<IpAddr>,
 }
 
@@ -37,29 +39,33 @@ impl Resolver {
     /// # Errors
     /// When they cannot be understood.
     pub fn open() -> anyhow::Result<Self> {
-        let with = |strategy| -> anyhow::Result<TokioResolver> {
-            let mut builder = TokioResolver::builder_tokio()?;
-            let options = builder.options_mut();
-            options.cache_size = 0;
-            options.ip_strategy = strategy;
-            options.timeout = Duration::from_secs(2);
-            options.attempts = 1;
-            // A truncated or failing UDP answer is asked again over TCP, as the C library does.
-            options.try_tcp_on_error = true;
-            // The source port is half of what protects an answer from forgery.
-            options.os_port_selection = true;
-            Ok(builder.build()?)
+        // A host without the file resolves what /etc/hosts has and nothing else; it still probes addresses.
+        let (config, mut options) = hickory_resolver::system_conf::read_system_conf().unwrap_or_default();
+        options.cache_size = 0;
+        options.timeout = Duration::from_secs(2);
+        options.attempts = 1;
+        // A truncated or failing UDP answer is asked again over TCP, as the C library does.
+        options.try_tcp_on_error = true;
+        // The source port is half of what protects an answer from forgery.
+        options.os_port_selection = true;
+        options.use_hosts_file = ResolveHosts::Never;
+        let nameservers = config.name_servers().iter().map(|server| server.ip).collect();
+        Ok(Self { config, options, hosts: Arc::new(Hosts::from_system().unwrap_or_default()), nameservers })
+    }
+
+    /// One for each lookup: a shared one would give two tests that ask for one name at once one answer (hickory joins
+    /// equal questions under way), and one test's measurement would be the other's.
+    fn resolver(&self, family: Family) -> Result<TokioResolver, NetError> {
+        let mut builder = TokioResolver::builder_with_config(self.config.clone(), TokioRuntimeProvider::default());
+        *builder.options_mut() = self.options.clone();
+        builder.options_mut().ip_strategy = match family {
+            Family::Any => LookupIpStrategy::Ipv6AndIpv4,
+            Family::V4 => LookupIpStrategy::Ipv4Only,
+            Family::V6 => LookupIpStrategy::Ipv6Only,
         };
-        let nameservers = match hickory_resolver::system_conf::read_system_conf() {
-            Ok((config, _)) => config.name_servers().iter().map(|server| server.ip).collect(),
-            Err(_) => vec![],
-        };
-        Ok(Self {
-            any: with(LookupIpStrategy::Ipv6AndIpv4)?,
-            v4: with(LookupIpStrategy::Ipv4Only)?,
-            v6: with(LookupIpStrategy::Ipv6Only)?,
-            nameservers,
-        })
+        let mut resolver = builder.build()?;
+        resolver.set_hosts(Arc::clone(&self.hosts));
+        Ok(resolver)
     }
 
     /// The name servers of `/etc/resolv.conf`, in order.
@@ -88,19 +94,40 @@ impl Resolver {
             return if fits { Ok(vec![address]) } else { Err(unresolved(&format!("it is not {wanted}"))) };
         }
         let ascii = ascii_name(name).ok_or_else(|| unresolved("it is not a valid name"))?;
-        let resolver = match family {
-            Family::Any => &self.any,
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
-        };
+        let resolver = self.resolver(family).map_err(|error| unresolved(&error.to_string()))?;
         let found = tokio::time::timeout(TIMEOUT, resolver.lookup_ip(ascii.as_str())).await;
         let addresses: Vec<IpAddr> = match found {
             Err(_) | Ok(Err(NetError::Timeout)) => return Err(LookupError::Timeout),
             Ok(Err(error)) => return Err(unresolved(&reason_of(&error))),
             Ok(Ok(found)) => found.iter().take(ADDRESSES).collect(),
         };
-        if addresses.is_empty() { Err(unresolved("it has no address of the wanted family")) } else { Ok(addresses) }
+        if addresses.is_empty() {
+            return Err(unresolved("it has no address of the wanted family"));
+        }
+        Ok(in_order(addresses))
     }
+}
+
+/// IPv6 first, unless this host has no route to it (RFC 6724, rule 1: avoid unusable destinations).
+fn in_order(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let (mut v6, mut v4): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv6);
+    match v6.first() {
+        Some(first) if !v4.is_empty() && !has_route(*first) => {
+            v4.extend(v6);
+            v4
+        }
+        _ => {
+            v6.extend(v4);
+            v6
+        }
+    }
+}
+
+/// Connecting a UDP socket asks the routing table and sends nothing.
+fn has_route(address: IpAddr) -> bool {
+    let any: SocketAddr =
+        if address.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
+    UdpSocket::bind(any).and_then(|socket| socket.connect((address, 9))).is_ok()
 }
 
 fn reason_of(error: &NetError) -> String {
@@ -126,7 +153,8 @@ pub fn ascii_name(name: &str) -> Option<String> {
     let valid = !bare.is_empty()
         && bare.len() <= 253
         && bare.split('.').all(|label| {
-            (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         });
     valid.then_some(ascii)
 }
@@ -148,7 +176,21 @@ mod tests {
         assert_eq!(ascii_name("bücher.example"), Some("xn--bcher-kva.example".into()));
         let long_label = format!("{}.example", "a".repeat(64));
         let long_name = ["a".repeat(60).as_str(); 5].join(".");
-        for bad in ["", ".", "a..b", "a b", "a\0b", "a\nb", "💥..x", long_label.as_str(), long_name.as_str(), "http://x", "a/b", "a%b", "-\u{7f}"] {
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "a b",
+            "a\0b",
+            "a\nb",
+            "💥..x",
+            long_label.as_str(),
+            long_name.as_str(),
+            "http://x",
+            "a/b",
+            "a%b",
+            "-\u{7f}",
+        ] {
             assert_eq!(ascii_name(bad), None, "{bad:?}");
         }
     }

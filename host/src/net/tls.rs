@@ -142,12 +142,11 @@ impl ServerCertVerifier for Witness {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict =
-            self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verdict = self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         let mut seen = lock(&self.seen);
         let chain = std::iter::once(end_entity).chain(intermediates);
         seen.chain = chain.take(CHAIN).map(|der| der.clone().into_owned()).collect();
-        seen.verdict = Some(verdict.as_ref().map(|_| ()).map_err(in_words));
+        seen.verdict = Some(verdict.as_ref().map(|_| ()).map_err(|error| in_words(error, end_entity)));
         if self.verify { verdict } else { Ok(ServerCertVerified::assertion()) }
     }
 
@@ -174,9 +173,13 @@ impl ServerCertVerifier for Witness {
     }
 }
 
-fn in_words(error: &rustls::Error) -> String {
+fn in_words(error: &rustls::Error, certificate: &CertificateDer<'_>) -> String {
     let rustls::Error::InvalidCertificate(error) = error else { return error.to_string() };
+    let self_signed = || X509Certificate::from_der(certificate).is_ok_and(|(_, c)| c.subject() == c.issuer());
     match error {
+        CertificateError::UnknownIssuer | CertificateError::Other(_) if self_signed() => {
+            "certificate is self-signed".into()
+        }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "certificate has expired".into(),
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "certificate is not yet valid".into()
@@ -197,7 +200,10 @@ fn in_words(error: &rustls::Error) -> String {
 pub fn negotiated(connection: &rustls::ClientConnection, facts: Facts) -> Facts {
     Facts {
         version: connection.protocol_version().and_then(|v| v.as_str()).map(|v| v.replace("TLSv1_", "TLSv1.")),
-        cipher: connection.negotiated_cipher_suite().and_then(|s| s.suite().as_str()).map(|s| s.replacen("TLS13_", "TLS_", 1)),
+        cipher: connection
+            .negotiated_cipher_suite()
+            .and_then(|s| s.suite().as_str())
+            .map(|s| s.replacen("TLS13_", "TLS_", 1)),
         alpn: connection.alpn_protocol().map(|p| String::from_utf8_lossy(p).into_owned()),
         ..facts
     }
@@ -218,7 +224,8 @@ fn describe(der: &CertificateDer<'_>) -> Certificate {
         };
     };
     let names = certificate.subject_alternative_name().ok().flatten().map(|san| &san.value.general_names);
-    let time = |seconds: i64| jiff::Timestamp::from_second(seconds).map_or_else(|_| "unreadable".into(), |t| t.to_string());
+    let time =
+        |seconds: i64| jiff::Timestamp::from_second(seconds).map_or_else(|_| "unreadable".into(), |t| t.to_string());
     Certificate {
         subject: certificate.subject().to_string(),
         issuer: certificate.issuer().to_string(),
@@ -272,9 +279,8 @@ pub async fn quic(
         if target.address().is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let mut endpoint = quinn::Endpoint::client(local).map_err(|e| QuicError::Connect(e.to_string()))?;
     endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
-    let connecting = endpoint
-        .connect(SocketAddr::new(target.address(), port), server_name)
-        .map_err(|e| handshake(&e))?;
+    let connecting =
+        endpoint.connect(SocketAddr::new(target.address(), port), server_name).map_err(|e| handshake(&e))?;
     match connecting.await {
         Ok(connection) => {
             let alpn = connection

@@ -185,7 +185,11 @@ fn compile_in_child(wasm: &[u8]) -> anyhow::Result<Vec<u8>> {
     if !status.success() {
         let complaint = complaint.trim();
         if complaint.is_empty() {
-            bail!("compiling passes its limits ({} s of CPU, {} GiB): {status}", engine::COMPILE_CPU.as_secs(), engine::COMPILE_MEMORY >> 30);
+            bail!(
+                "compiling passes its limits ({} s of CPU, {} GiB): {status}",
+                engine::COMPILE_CPU.as_secs(),
+                engine::COMPILE_MEMORY >> 30
+            );
         }
         bail!("{complaint}");
     }
@@ -197,9 +201,8 @@ fn compile_in_child(wasm: &[u8]) -> anyhow::Result<Vec<u8>> {
 /// # Errors
 /// When the input is not a component, or anything cannot be read or written.
 pub fn child_main() -> anyhow::Result<()> {
-    let limit = |resource, value| {
-        rustix::process::setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
-    };
+    let limit =
+        |resource, value| rustix::process::setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
     limit(Resource::Cpu, engine::COMPILE_CPU.as_secs())?;
     limit(Resource::As, engine::COMPILE_MEMORY)?;
     limit(Resource::Core, 0)?;

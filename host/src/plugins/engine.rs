@@ -55,6 +55,6 @@ pub fn compiler() -> anyhow::Result<Engine> {
 }
 
 /// How long the compiling child may compute, and how long it may take in all.
-pub const COMPILE_CPU: Duration = Duration::from_secs(60);
-pub const COMPILE_WALL: Duration = Duration::from_secs(120);
+pub const COMPILE_CPU: Duration = Duration::from_mins(1);
+pub const COMPILE_WALL: Duration = Duration::from_mins(2);
 pub const COMPILE_MEMORY: u64 = 4 << 30;

@@ -9,7 +9,7 @@ use wasmtime::ResourceLimiter;
 pub const TICK: Duration = Duration::from_millis(5);
 
 /// CPU time of one run: waiting for the network costs nothing.
-pub const CPU: Duration = Duration::from_millis(1000);
+pub const CPU: Duration = Duration::from_secs(1);
 
 /// Linear memory of one run, over all of its memories.
 pub const MEMORY_BYTES: usize = 64 << 20;

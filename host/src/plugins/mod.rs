@@ -82,8 +82,12 @@ impl Plugins {
                 }
             }
         }
-        tracing::info!(loaded = plugins.by_name.len(), refused = plugins.refused.len(),
-            ms = started.elapsed().as_millis(), "plugins");
+        tracing::info!(
+            loaded = plugins.by_name.len(),
+            refused = plugins.refused.len(),
+            ms = started.elapsed().as_millis(),
+            "plugins"
+        );
         Ok(plugins)
     }
 
@@ -122,7 +126,13 @@ fn test_type_of(path: &Path) -> anyhow::Result<String> {
 }
 
 impl Plugin {
-    async fn load(path: &Path, engine: &Engine, linker: &Linker<RunState>, cache: &compile::Cache, lent: &Arc<imports::Lent>) -> anyhow::Result<Self> {
+    async fn load(
+        path: &Path,
+        engine: &Engine,
+        linker: &Linker<RunState>,
+        cache: &compile::Cache,
+        lent: &Arc<imports::Lent>,
+    ) -> anyhow::Result<Self> {
         let name = test_type_of(path)?;
         let bytes = compile::read_plugin(path)?;
         let component = cache.component(engine, &bytes)?;
@@ -141,8 +151,8 @@ impl Plugin {
         };
         let options = OptionsSchema::parse(&description.options_schema).map_err(anyhow::Error::msg)?;
         let result_schema: Value = serde_json::from_str(&description.result_schema).context("result schema")?;
-        let result = jsonschema::validator_for(&result_schema)
-            .map_err(|error| anyhow::anyhow!("result schema: {error}"))?;
+        let result =
+            jsonschema::validator_for(&result_schema).map_err(|error| anyhow::anyhow!("result schema: {error}"))?;
         Ok(Self {
             name,
             version: text("version", description.version, 64)?,

@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use wasmtime::{Engine, Store, Trap, UpdateDeadline};
 
-use super::limits::{self, LimitHit};
 use super::Plugin;
+use super::limits::{self, LimitHit};
 use crate::imports::{Lent, PluginPre, RunState, wit};
 use crate::receipts::lock;
 
@@ -127,7 +127,11 @@ fn store(engine: &Engine, lent: &Arc<Lent>, partial: Arc<Partial>) -> Store<RunS
 }
 
 /// Asks a plugin what it is. Runs where it is called: at start, before anything else does.
-pub(super) async fn describe(engine: &Engine, pre: &PluginPre<RunState>, lent: &Arc<Lent>) -> anyhow::Result<wit::test::Description> {
+pub(super) async fn describe(
+    engine: &Engine,
+    pre: &PluginPre<RunState>,
+    lent: &Arc<Lent>,
+) -> anyhow::Result<wit::test::Description> {
     let mut store = store(engine, lent, Arc::default());
     let described = async {
         let plugin = pre.instantiate_async(&mut store).await?;
@@ -172,7 +176,12 @@ impl Plugin {
                 tracing::debug!(plugin = self.name, line = %line.escape_debug(), "plugin log");
             }
         }
-        self.check(called?)
+        // A full log is closed, and whoever writes on panics.
+        let full = log.len() >= limits::LOG_BYTES;
+        match called {
+            Err(RunError::Trap(_)) if full => Err(RunError::Log),
+            called => self.check(called?),
+        }
     }
 
     fn check(&self, outcome: wit::test::Outcome) -> Result<Outcome, RunError> {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use domain::base::iana::{Class, Rtype};
 use domain::base::message_builder::MessageBuilder;
+use domain::base::rdata::UnknownRecordData;
 use domain::base::zonefile_fmt::{DisplayKind, ZonefileFmt};
 use domain::base::{Message, Name, ParsedRecord, ToName};
-use domain::base::rdata::UnknownRecordData;
 use domain::rdata::AllRecordData;
 
-use super::{AskError, Request, Transport};
+use super::{AskError, Request, Transport, rdata};
 use crate::net::resolver::idna_to_ascii;
 
 /// What we say we take over UDP: fits the smallest MTU of IPv6 paths (DNS flag day 2020).
@@ -70,7 +70,9 @@ impl Query {
         let bare_error = reply.header_counts().qdcount() == 0 && reply.is_error();
         let same = match (asked.sole_question(), reply.sole_question()) {
             (Ok(asked), Ok(reply)) => {
-                asked.qname().name_eq(reply.qname()) && asked.qtype() == reply.qtype() && asked.qclass() == reply.qclass()
+                asked.qname().name_eq(reply.qname())
+                    && asked.qtype() == reply.qtype()
+                    && asked.qclass() == reply.qclass()
             }
             _ => false,
         };
@@ -90,7 +92,11 @@ fn name(text: &str) -> Result<Name<Vec<u8>>, AskError> {
     if text.is_empty() {
         return Err(bad("it is empty"));
     }
-    let ascii = if text.is_ascii() { text.to_owned() } else { idna_to_ascii(text).ok_or_else(|| bad("it cannot be encoded"))? };
+    let ascii = if text.is_ascii() {
+        text.to_owned()
+    } else {
+        idna_to_ascii(text).ok_or_else(|| bad("it cannot be encoded"))?
+    };
     if ascii.bytes().any(|b| b.is_ascii_control()) {
         return Err(bad("it contains control characters"));
     }
@@ -152,8 +158,11 @@ pub fn parse(query: &Query, reply: &[u8], transport: Transport, elapsed: Duratio
     if !query.is_answered_by(&message) {
         return Err(malformed("it answers another question"));
     }
-    let (question, answer, authority, additional) = message.sections().map_err(|_| malformed("a section breaks off"))?;
-    let asked = Message::from_octets(&query.bytes).ok().and_then(|asked| asked.first_question().map(|q| (dotted(q.qname()), q.qtype(), q.qclass())));
+    let (question, answer, authority, additional) =
+        message.sections().map_err(|_| malformed("a section breaks off"))?;
+    let asked = Message::from_octets(&query.bytes)
+        .ok()
+        .and_then(|asked| asked.first_question().map(|q| (dotted(q.qname()), q.qtype(), q.qclass())));
     let (name, rtype, class) = question
         .into_iter()
         .find_map(Result::ok)
@@ -166,14 +175,18 @@ pub fn parse(query: &Query, reply: &[u8], transport: Transport, elapsed: Duratio
             let parsed = parsed.map_err(|_| malformed(&format!("a record of the {what} section")))?;
             // EDNS is how we talk, not something that the server has (RFC 6891).
             if parsed.rtype() != Rtype::OPT {
-                records.push(record(&parsed).ok_or_else(|| malformed(&format!("data of a record of the {what} section")))?);
+                records.push(
+                    record(&parsed).ok_or_else(|| malformed(&format!("data of a record of the {what} section")))?,
+                );
             }
         }
         Ok(records)
     };
     // A truncated answer may break off anywhere; what it holds is asked again anyway.
     let truncated = message.header().tc() && transport == Transport::Udp;
-    let section = |section, what: &str| if truncated { Ok(records(section, what).unwrap_or_default()) } else { records(section, what) };
+    let section = |section, what: &str| {
+        if truncated { Ok(records(section, what).unwrap_or_default()) } else { records(section, what) }
+    };
     let header = message.header();
     let rcode = message.opt_rcode();
     Ok(Answer {
@@ -204,11 +217,13 @@ fn dotted(name: &impl ToName) -> String {
 }
 
 fn record(parsed: &ParsedRecord<'_, Vec<u8>>) -> Option<Record> {
-    let known = parsed.to_any_record::<AllRecordData<_, _>>().map(|record| {
-        record.data().display_zonefile(DisplayKind::Simple).to_string()
+    let known = parsed.to_any_record::<AllRecordData<_, _>>().ok().map(|record| match record.data() {
+        AllRecordData::Unknown(raw) => rdata::presentation(parsed.rtype(), raw.data())
+            .unwrap_or_else(|| raw.display_zonefile(DisplayKind::Simple).to_string()),
+        known => known.display_zonefile(DisplayKind::Simple).to_string(),
     });
     // Data that does not fit its type is shown as bytes (RFC 3597), as it came.
-    let data = known.ok().or_else(|| {
+    let data = known.or_else(|| {
         let raw = parsed.to_record::<UnknownRecordData<_>>().ok()??;
         Some(raw.data().display_zonefile(DisplayKind::Simple).to_string())
     });
@@ -301,7 +316,7 @@ mod tests {
                 ("A", 4, "192.0.2.1"),
                 ("MX", 9, "10 mail.Example.com."),
                 ("TXT", 8, r#""a \"b\"" "c""#),
-                ("TYPE65280", 3, r"\# 3 010203"),
+                ("TYPE65280", 3, r"\# 3 01 02 03"),
                 ("A", 1, r"\# 1 01"),
             ]
         );

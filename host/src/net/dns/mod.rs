@@ -1,10 +1,11 @@
 //! One DNS question to one server, timed.
 //!
-//! The messages are NLnet Labs' `domain`: hickory-proto knows neither many record types by name (LOC, URI, RP, …) nor
-//! presentation form for all it knows, and drops RDLENGTH while parsing; the contract wants all three. The transports
-//! are ours because their timing is the measurement: hickory's retry inside and stamp in user space.
+//! The messages are `NLnet` Labs' `domain`: hickory-proto's `RecordType` does not parse many mnemonics (LOC, URI, RP, …),
+//! its records do not keep RDLENGTH, and its `Display` of TXT does not quote; the contract wants all three. The
+//! transports are ours because their timing is the measurement: hickory's retry inside and stamp in user space.
 
 mod message;
+mod rdata;
 mod transport;
 
 use std::net::IpAddr;

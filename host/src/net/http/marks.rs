@@ -50,7 +50,12 @@ struct Known {
 impl Marks {
     #[must_use]
     pub fn start() -> Self {
-        Self { start: Instant::now(), last_write: AtomicU64::new(0), first_read: AtomicU64::new(0), known: Mutex::default() }
+        Self {
+            start: Instant::now(),
+            last_write: AtomicU64::new(0),
+            first_read: AtomicU64::new(0),
+            known: Mutex::default(),
+        }
     }
 
     fn stamp(&self) -> u64 {
@@ -192,7 +197,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Marked<S> {
         Poll::Ready(Ok(written))
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, parts))?;
         self.wrote();
         Poll::Ready(Ok(written))

@@ -150,13 +150,12 @@ async fn attempt(net: &Net, policy: &Policy, request: &Request, marks: &Arc<Mark
         None => return Err(invalid("the URL has no host")),
     };
     let name = literal.is_none().then_some(host.as_str());
-    let addresses = match request.resolve.or(literal) {
-        Some(address) => vec![address],
-        None => {
-            let found = net.resolver.lookup(&host, request.family).await?;
-            marks.resolved();
-            found
-        }
+    let addresses = if let Some(address) = request.resolve.or(literal) {
+        vec![address]
+    } else {
+        let found = net.resolver.lookup(&host, request.family).await?;
+        marks.resolved();
+        found
     };
     // A name opens only what it resolves to, not an address that the caller put in its place.
     let name_vetted = name.filter(|_| request.resolve.is_none());
@@ -174,7 +173,8 @@ async fn attempt(net: &Net, policy: &Policy, request: &Request, marks: &Arc<Mark
         Version::Http10 => &["http/1.0"],
         _ => &["http/1.1"],
     };
-    let handshake = |error: &dyn std::fmt::Display| Step(FailureKind::Handshake, format!("TLS handshake failed: {error}"));
+    let handshake =
+        |error: &dyn std::fmt::Display| Step(FailureKind::Handshake, format!("TLS handshake failed: {error}"));
     let (config, witness) = net.tls.client(alpn, request.verify_tls).map_err(|e| handshake(&e))?;
     let server_name = ServerName::try_from(host).map_err(|e| handshake(&e))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(server_name, stream).await;
@@ -218,7 +218,13 @@ fn absolute(url: &Url) -> Result<Uri, Step> {
         .map_err(|error| Step(FailureKind::Invalid, format!("the URL cannot be sent: {error}")))
 }
 
-async fn h1<S>(io: Marked<S>, request: &Request, marks: &Arc<Marks>, remote: SocketAddr, tls: Option<Facts>) -> Result<Response, Step>
+async fn h1<S>(
+    io: Marked<S>,
+    request: &Request,
+    marks: &Arc<Marks>,
+    remote: SocketAddr,
+    tls: Option<Facts>,
+) -> Result<Response, Step>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -244,7 +250,13 @@ where
     alongside(connection, work).await
 }
 
-async fn h2<S>(io: Marked<S>, request: &Request, marks: &Arc<Marks>, remote: SocketAddr, tls: Facts) -> Result<Response, Step>
+async fn h2<S>(
+    io: Marked<S>,
+    request: &Request,
+    marks: &Arc<Marks>,
+    remote: SocketAddr,
+    tls: Facts,
+) -> Result<Response, Step>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -275,8 +287,15 @@ async fn alongside<T>(connection: impl Future, work: impl Future<Output = T>) ->
     }
 }
 
-async fn take(response: http::Response<hyper::body::Incoming>, request: &Request, marks: &Arc<Marks>, remote: SocketAddr, tls: Option<Facts>) -> Result<Response, Step> {
+async fn take(
+    response: http::Response<hyper::body::Incoming>,
+    request: &Request,
+    marks: &Arc<Marks>,
+    remote: SocketAddr,
+    tls: Option<Facts>,
+) -> Result<Response, Step> {
     let (head, mut incoming) = response.into_parts();
+    bounded(&head.headers)?;
     let mut taking = body::Taking::new(&head.headers, request.keep_body);
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|error| hyper_step(&error, marks))?;
@@ -304,10 +323,20 @@ async fn take(response: http::Response<hyper::body::Incoming>, request: &Request
     })
 }
 
+fn headers_too_large() -> Step {
+    Step(FailureKind::TooLarge, format!("response headers pass {} KiB or {HEADERS} fields", HEADER_BYTES >> 10))
+}
+
+/// The codecs stop at about these bounds, each in its own way; this is the exact one.
+fn bounded(headers: &HeaderMap) -> Result<(), Step> {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if bytes > HEADER_BYTES || headers.len() > HEADERS { Err(headers_too_large()) } else { Ok(()) }
+}
+
 fn hyper_step(error: &hyper::Error, marks: &Marks) -> Step {
     let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     if error.is_parse_too_large() {
-        return Step(FailureKind::TooLarge, format!("response headers pass {} KiB or {HEADERS} fields", HEADER_BYTES >> 10));
+        return headers_too_large();
     }
     if error.is_parse() {
         return Step(FailureKind::Receive, format!("the answer is not HTTP: {error}"));

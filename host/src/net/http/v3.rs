@@ -6,12 +6,22 @@ use std::sync::Arc;
 use bytes::Buf;
 use h3::error::{ConnectionError, StreamError};
 
-use super::{FailureKind, HEADER_BYTES, Marks, Request, Response, Step, Version, absolute, alongside, body, h3_target, message};
+use super::{
+    FailureKind, HEADER_BYTES, Marks, Request, Response, Step, Version, absolute, alongside, body, bounded, h3_target,
+    message,
+};
 use crate::net::Net;
 use crate::net::tls::quic;
 use crate::policy::Permitted;
 
-pub async fn exchange(net: &Net, open: &[Permitted], port: u16, host: &str, request: &Request, marks: &Arc<Marks>) -> Result<Response, Step> {
+pub async fn exchange(
+    net: &Net,
+    open: &[Permitted],
+    port: u16,
+    host: &str,
+    request: &Request,
+    marks: &Arc<Marks>,
+) -> Result<Response, Step> {
     if request.url.scheme() != "https" {
         return Err(Step(FailureKind::Invalid, "HTTP/3 needs an https URL".into()));
     }
@@ -39,6 +49,7 @@ pub async fn exchange(net: &Net, open: &[Permitted], port: u16, host: &str, requ
         let response = stream.recv_response().await.map_err(|error| receive(&error))?;
         marks.answering_now();
         let (head, ()) = response.into_parts();
+        bounded(&head.headers)?;
         let mut taking = body::Taking::new(&head.headers, request.keep_body);
         while let Some(mut data) = stream.recv_data().await.map_err(|error| receive(&error))? {
             while data.has_remaining() {

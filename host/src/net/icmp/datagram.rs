@@ -93,7 +93,12 @@ impl Datagram {
             // The error queue hands back the request that the error quotes.
             let request = wire::request_in(self.v6, message);
             let kind = wire::error_kind(self.v6, error.icmp_type, error.icmp_code, error.info.to_be_bytes());
-            return Ok(request.zip(kind).map(|((_, seq), kind)| Arrival { seq, source: error.source, at, what: What::Error(kind) }));
+            return Ok(request.zip(kind).map(|((_, seq), kind)| Arrival {
+                seq,
+                source: error.source,
+                at,
+                what: What::Error(kind),
+            }));
         }
         Ok(match wire::parse(self.v6, message) {
             Some(Message::Reply { seq, data, .. })
@@ -119,7 +124,9 @@ impl Link for Datagram {
             let stamp = Stamp::now();
             match send(fd, &packet, MsgFlags::MSG_DONTWAIT) {
                 Ok(_) => return Ok(stamp),
-                Err(nix::Error::EHOSTUNREACH | nix::Error::ECONNREFUSED | nix::Error::ENETUNREACH | nix::Error::EPROTO) => {}
+                Err(
+                    nix::Error::EHOSTUNREACH | nix::Error::ECONNREFUSED | nix::Error::ENETUNREACH | nix::Error::EPROTO,
+                ) => {}
                 Err(error) => return Err(options::send_failure(error)),
             }
         }

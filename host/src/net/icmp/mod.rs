@@ -141,7 +141,11 @@ impl Icmp {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub fn start(&self, target: Permitted, plan: Plan) -> Result<(Session, mpsc::UnboundedReceiver<Event>), StartError> {
+    pub fn start(
+        &self,
+        target: Permitted,
+        plan: Plan,
+    ) -> Result<(Session, mpsc::UnboundedReceiver<Event>), StartError> {
         let way = if target.address().is_ipv4() { &self.v4 } else { &self.v6 };
         let (events, received) = mpsc::unbounded_channel();
         let series = session::Series::new(plan, events);

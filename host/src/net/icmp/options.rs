@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
-use nix::sys::socket::sockopt;
 use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
 
 // linux/icmp.h and linux/icmpv6.h: both filters are options number 1 of their level.
 const SOL_RAW: libc::c_int = 255;
@@ -13,9 +13,7 @@ const FILTER: libc::c_int = 1;
 fn set<T: Copy>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: T) -> nix::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<T>()).map_err(|_| nix::Error::EINVAL)?;
     #[expect(unsafe_code, reason = "no crate has these options; the pointer and the length are those of `value`")]
-    let done = unsafe {
-        libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), length)
-    };
+    let done = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), length) };
     nix::Error::result(done).map(drop)
 }
 

@@ -116,7 +116,9 @@ impl Raw {
                 (entry, Arrival { seq, source, at: received.at, what: What::Reply { ttl, length } })
             }
             Message::Error { identifier, seq, target, kind } => {
-                let Some(entry) = table.by_identifier.get(&identifier).filter(|entry| entry.target == target) else { return };
+                let Some(entry) = table.by_identifier.get(&identifier).filter(|entry| entry.target == target) else {
+                    return;
+                };
                 (entry, Arrival { seq, source, at: received.at, what: What::Error(kind) })
             }
         };

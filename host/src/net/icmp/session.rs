@@ -84,7 +84,7 @@ impl Series {
             tokio::select! {
                 // What has arrived is looked at before anything is called lost.
                 biased;
-                arrival = link.arrival() => self.arrived(arrival),
+                arrival = link.arrival() => self.arrived(&arrival),
                 () = sleep_until(send_at), if !all_sent => {
                     match link.send(next_seq).await {
                         Ok(sent) => {
@@ -115,7 +115,7 @@ impl Series {
         }
     }
 
-    fn arrived(&mut self, arrival: Arrival) {
+    fn arrived(&mut self, arrival: &Arrival) {
         let Some(request) = self.requests.get_mut(&arrival.seq) else { return };
         let seq = arrival.seq;
         let rtt = request.sent.until(arrival.at);
@@ -183,7 +183,12 @@ mod tests {
 
     fn reply(seq: u16, rtt_ms: u64) -> Arrival {
         let at = Some(Stamp::now().wall() + Duration::from_millis(rtt_ms));
-        Arrival { seq, source: "192.0.2.1".parse().expect("address"), at, what: What::Reply { ttl: Some(64), length: 64 } }
+        Arrival {
+            seq,
+            source: "192.0.2.1".parse().expect("address"),
+            at,
+            what: What::Reply { ttl: Some(64), length: 64 },
+        }
     }
 
     async fn events(count: u16, behave: fn(u16, &mpsc::UnboundedSender<Arrival>) -> Result<(), String>) -> Vec<Event> {
@@ -226,10 +231,7 @@ mod tests {
     #[tokio::test]
     async fn silence_is_loss_and_a_failed_send_is_not() {
         let events = events(2, |seq, _| if seq == 1 { Err("no route".into()) } else { Ok(()) }).await;
-        assert_eq!(
-            events,
-            [Event::SendFailed { seq: 1, reason: "no route".into() }, Event::Sent(2), Event::Lost(2)]
-        );
+        assert_eq!(events, [Event::SendFailed { seq: 1, reason: "no route".into() }, Event::Sent(2), Event::Lost(2)]);
     }
 
     #[tokio::test]

@@ -67,7 +67,7 @@ impl Secret {
     }
 }
 
-/// An echo request. The kernel fills in the ICMPv6 checksum, and for datagram sockets the identifier.
+/// An echo request. The kernel fills in the `ICMPv6` checksum, and for datagram sockets the identifier.
 #[must_use]
 pub fn echo_request(v6: bool, identifier: u16, seq: u16, data: &[u8]) -> Vec<u8> {
     let mut packet = Vec::with_capacity(HEADER + data.len());
@@ -240,7 +240,10 @@ mod tests {
             let reply = reply_to(v6, request);
             assert_eq!(parse(v6, &reply), Some(Message::Reply { identifier: 0xabcd, seq: 9, data: b"data" }));
         }
-        assert_eq!(pnet_packet::util::checksum(&echo_request(false, 1, 2, b"odd"), 1), u16::from_be_bytes([echo_request(false, 1, 2, b"odd")[2], echo_request(false, 1, 2, b"odd")[3]]));
+        assert_eq!(
+            pnet_packet::util::checksum(&echo_request(false, 1, 2, b"odd"), 1),
+            u16::from_be_bytes([echo_request(false, 1, 2, b"odd")[2], echo_request(false, 1, 2, b"odd")[3]])
+        );
     }
 
     #[test]
@@ -252,7 +255,10 @@ mod tests {
         let Some(Message::Error { identifier: 5, seq: 6, target, kind }) = parse(false, &message) else {
             panic!("not matched")
         };
-        assert_eq!((target.to_string().as_str(), kind.mtu, kind.words), ("192.0.2.9", Some(1400), "fragmentation needed"));
+        assert_eq!(
+            (target.to_string().as_str(), kind.mtu, kind.words),
+            ("192.0.2.9", Some(1400), "fragmentation needed")
+        );
         message[8 + 9] = 17;
         assert_eq!(parse(false, &message), None, "a quoted UDP packet is not ours");
     }

@@ -118,9 +118,10 @@ fn parse() -> Result<Cli, clap::Error> {
         }
     }
     let variables = variables(&command);
-    command.try_get_matches().and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)).map_err(|error| {
-        name_variable(error, &variables)
-    })
+    command
+        .try_get_matches()
+        .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
+        .map_err(|error| name_variable(error, &variables))
 }
 
 /// How clap names a setting in errors, and the variable that sets it.
@@ -138,7 +139,8 @@ fn name_variable(error: clap::Error, variables: &[(String, String)]) -> clap::Er
     let (Some(flag), Some(value)) = (context(ContextKind::InvalidArg), context(ContextKind::InvalidValue)) else {
         return error;
     };
-    let from = variables.iter().find(|(long, _)| format!("{flag} ").starts_with(long.as_str())).map(|(_, variable)| variable);
+    let from =
+        variables.iter().find(|(long, _)| format!("{flag} ").starts_with(long.as_str())).map(|(_, variable)| variable);
     match from.and_then(|name| Some((name, std::env::var(name).ok()?))) {
         Some((name, set)) if set.split(',').any(|part| part == value) => {
             let text = error.to_string();
@@ -159,7 +161,10 @@ fn log(engine: &Engine, default: &str) {
         eprintln!("scouter: SCOUTER_LOG '{filter}' is not a log filter ({error}); using '{default}'");
         EnvFilter::new(default)
     });
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match engine.log_format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
@@ -237,7 +242,8 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
     let (lent, plugins) = runtimes.load(engine)?;
     if plugins.get(&run.test_type).is_none() {
         let known: Vec<&str> = plugins.iter().map(|plugin| plugin.name.as_str()).collect();
-        let refused = plugins.refused.iter().find(|(path, _)| path.file_stem().is_some_and(|s| s == run.test_type.as_str()));
+        let refused =
+            plugins.refused.iter().find(|(path, _)| path.file_stem().is_some_and(|s| s == run.test_type.as_str()));
         if let Some((_, reason)) = refused {
             anyhow::bail!("test type '{}' was not loaded: {reason}", run.test_type);
         }
@@ -303,7 +309,8 @@ mod tests {
 
     #[test]
     fn options_are_json_where_they_are_json() {
-        let pairs = ["dst=192.0.2.1", "count=3", "headers={\"a\": \"b\"}", "ignore_ssl=true", "url=http://x/?a=b", "empty="];
+        let pairs =
+            ["dst=192.0.2.1", "count=3", "headers={\"a\": \"b\"}", "ignore_ssl=true", "url=http://x/?a=b", "empty="];
         let options = options(&pairs.map(String::from)).expect("valid");
         let expected = serde_json::json!({"dst": "192.0.2.1", "count": "3", "headers": {"a": "b"}, "ignore_ssl": true, "url": "http://x/?a=b", "empty": ""});
         assert_eq!(Value::Object(options), expected);

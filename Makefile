@@ -1,0 +1,43 @@
+# `make run` and `make test` do everything that a fresh Debian machine with rustup and a C compiler needs: setup.sh
+# installs what is missing and says so.
+
+PLUGINS := $(notdir $(wildcard plugins/*))
+BUILT   := $(PLUGINS:%=target/wasm32-wasip2/plugin/%.wasm)
+
+.PHONY: run test lint plugins setup bench
+
+run: plugins
+	cargo build --release
+	mkdir -p target/release/plugins
+	cp $(BUILT) target/release/plugins/
+	@./run.sh
+
+# Every plugin, built from source. The hostile ones of the tests come along; they are not served.
+plugins: setup
+	cargo plugins
+
+setup:
+	@./setup.sh
+
+test: lint
+	mkdir -p target/debug/plugins target/debug/hostile
+	cp $(BUILT) target/debug/plugins/
+	cp target/wasm32-wasip2/plugin/hostile.wasm target/debug/hostile/
+	cargo test -p scouter -p scouter-sdk
+
+lint:
+	@./setup.sh test
+	cargo fmt --all --check
+	cargo plugins
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+
+# Measurements, on a quiet machine and as root; see bench/README.md.
+bench:
+	@./setup.sh bench
+	cargo plugins
+	cargo build --release -p scouter -p bench
+	mkdir -p target/release/plugins target/release/hostile
+	cp $(BUILT) target/release/plugins/
+	cp target/wasm32-wasip2/plugin/hostile.wasm target/release/hostile/
+	target/release/bench

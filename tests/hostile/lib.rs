@@ -1,0 +1,156 @@
+//! Does what a hostile or broken plugin would do: `do` says what, `n` how much. Implements the export by hand, because
+//! the SDK would not let it lie.
+
+#![expect(clippy::disallowed_types, reason = "that is the attack")]
+
+use std::hint::black_box;
+use std::net::{TcpStream, UdpSocket};
+
+use scouter_sdk::bindings::exports::scouter::probe::test::{Description, Guest, Outcome};
+use scouter_sdk::bindings::scouter::probe::{http, icmp, net, report};
+use serde_json::{Value, json};
+use wasip2::clocks::monotonic_clock;
+
+struct Hostile;
+
+fn outcome(result: &Value) -> Outcome {
+    Outcome { failed: false, message: None, result: result.to_string() }
+}
+
+fn plan(target: &str, count: u16) -> icmp::EchoPlan {
+    icmp::EchoPlan {
+        target: target.into(),
+        count,
+        interval_ms: 10,
+        timeout_ms: 1000,
+        payload_size: 0,
+        ttl: None,
+        dont_fragment: false,
+    }
+}
+
+/// Keeps nothing in linear memory: what overflows is the stack of the machine, not the guest's own.
+#[inline(never)]
+fn recurse(depth: u64, end: u64) -> u64 {
+    if depth == end { 0 } else { recurse(depth + 1, end).wrapping_mul(31) ^ (depth >> 3) }
+}
+
+impl Guest for Hostile {
+    fn describe() -> Description {
+        let options = json!({"type": "object", "additionalProperties": false, "required": ["do"], "properties": {
+            "do": {"type": "string"}, "n": {"type": "integer", "minimum": 0}, "to": {"type": "string"}}});
+        Description {
+            version: "1.0.0".into(),
+            summary: "Does what it should not".into(),
+            options_schema: options.to_string(),
+            result_schema: json!({"type": "object", "properties": {"known": {"type": "integer"}}}).to_string(),
+        }
+    }
+
+    fn run(options: String) -> Outcome {
+        let options: Value = serde_json::from_str(&options).unwrap_or_default();
+        let n = options["n"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let to = options["to"].as_str().unwrap_or("127.0.0.1");
+        match options["do"].as_str().unwrap_or_default() {
+            "nothing" => {}
+            "spin" => loop {
+                black_box(n);
+            },
+            "partial, then spin" => {
+                report::partial(r#"{"so_far": 1}"#);
+                loop {
+                    black_box(n);
+                }
+            }
+            "sleep" => std::thread::sleep(std::time::Duration::from_millis(n as u64)),
+            "return" => return outcome(&json!({"x": "x".repeat(n)})),
+            "log" => (0..n).for_each(|_| eprintln!("{}", "x".repeat(99))),
+            "call" => (0..n).for_each(|_| report::partial("{}")),
+            "call with much" => {
+                let much = "x".repeat(200_000);
+                (0..n).for_each(|_| report::partial(&much));
+            }
+            "list" => {
+                let headers = (0..n).map(|_| http::Header { name: String::new(), value: String::new() }).collect();
+                let _ = http::exchange(&http::Request {
+                    method: "GET".into(),
+                    url: "http://127.0.0.1/".into(),
+                    version: http::Version::Http11,
+                    headers,
+                    body: None,
+                    resolve: None,
+                    family: net::Family::Any,
+                    verify_tls: true,
+                    keep_body: 0,
+                    timeout_ms: 1,
+                });
+            }
+            "allocate" => {
+                black_box(vec![1_u8; n]);
+            }
+            "handles" => {
+                let held: Vec<_> = (0..n).map(|_| monotonic_clock::subscribe_duration(1)).collect();
+                black_box(&held);
+            }
+            "sockets" => {
+                let sessions: Vec<_> = (0..n).map(|_| icmp::Echoes::start(&plan(to, 1))).collect();
+                let open = sessions.iter().filter(|session| session.is_ok()).count();
+                return outcome(&json!({"open": open}));
+            }
+            "packets" => {
+                let mut planned = 0_u64;
+                while icmp::Echoes::start(&plan(to, 1000)).is_ok() {
+                    planned += 1000;
+                }
+                return outcome(&json!({"planned": planned}));
+            }
+            "hang" => {
+                if let Ok(echoes) = icmp::Echoes::start(&icmp::EchoPlan { timeout_ms: 60_000, ..plan(to, 1) }) {
+                    while echoes.next().is_some() {}
+                }
+            }
+            "recurse" => {
+                black_box(recurse(0, black_box(u64::MAX)));
+            }
+            "panic" => {
+                let nothing: Option<u8> = black_box(None);
+                #[expect(clippy::unwrap_used, reason = "that is the attack")]
+                black_box(nothing.unwrap());
+            }
+            "not UTF-8" => {
+                #[expect(unsafe_code, reason = "that is the attack")]
+                let result = unsafe { String::from_utf8_unchecked(vec![b'{', 0xff, 0xfe, b'}']) };
+                return Outcome { failed: false, message: None, result };
+            }
+            "not JSON" => return Outcome { failed: false, message: None, result: "{".into() },
+            "NaN" => return Outcome { failed: false, message: None, result: r#"{"x": NaN}"#.into() },
+            "not an object" => return Outcome { failed: false, message: None, result: "[1]".into() },
+            "against the schema" => return outcome(&json!({"known": "text"})),
+            "deep" => {
+                let result = format!("{{\"x\": {}{}}}", "[".repeat(n), "]".repeat(n));
+                return Outcome { failed: false, message: None, result };
+            }
+            "look around" => {
+                return outcome(&json!({
+                    "environment": std::env::vars().count(),
+                    "arguments": std::env::args().count(),
+                    "files": std::fs::read_dir("/").map_or(0, Iterator::count),
+                    "passwd": std::fs::read("/etc/passwd").is_ok(),
+                    "tcp": TcpStream::connect(to).is_ok(),
+                    "udp": UdpSocket::bind("0.0.0.0:0").is_ok(),
+                    "names": std::net::ToSocketAddrs::to_socket_addrs("localhost:80").is_ok(),
+                }));
+            }
+            other => {
+                return Outcome {
+                    failed: true,
+                    message: Some(format!("unknown attack '{other}'")),
+                    result: "{}".into(),
+                };
+            }
+        }
+        outcome(&json!({}))
+    }
+}
+
+scouter_sdk::bindings::export!(Hostile with_types_in scouter_sdk::bindings);

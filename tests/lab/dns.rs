@@ -1,0 +1,290 @@
+//! `dns_lookup` against nsd, unbound and aioquic, beside dig; and against a server that misbehaves.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use super::number;
+use crate::support::lab::Lab;
+use crate::support::server::Server;
+use crate::trials;
+
+pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
+    trials!("lab::dns", lab =>
+        every_record_type_reads_as_dig_prints_it,
+        every_transport_carries_the_same_answer,
+        a_certificate_that_does_not_verify_is_no_answer,
+        truncated_answers_are_asked_again_over_tcp,
+        rcodes_flags_and_options,
+        name_servers_are_tried_in_order,
+        only_the_answer_to_the_question_is_taken,
+        malformed_answers_are_errors,
+    )
+}
+
+fn lookup(server: &Server, options: Value) -> Value {
+    let test = server.test("dns_lookup", &options);
+    assert_eq!((&test["message"], &test["failed"]), (&Value::Null, &json!(false)), "{options}: {test}");
+    test["result"].clone()
+}
+
+fn every_record_type_reads_as_dig_prints_it(lab: &Lab) {
+    let server = lab.server(&[]);
+    let questions = [
+        ("www", "A"),
+        ("www", "AAAA"),
+        ("", "SOA"),
+        ("", "NS"),
+        ("", "MX"),
+        ("", "TXT"),
+        ("", "CAA"),
+        ("alias", "CNAME"),
+        ("alias", "A"),
+        ("_sip._tcp", "SRV"),
+        ("loc", "LOC"),
+        ("ptr", "PTR"),
+        ("naptr", "NAPTR"),
+        ("svc", "HTTPS"),
+        ("tlsa", "TLSA"),
+        ("sshfp", "SSHFP"),
+        ("uri", "URI"),
+        ("hinfo", "HINFO"),
+        ("unknown", "TYPE65280"),
+        ("", "ANY"),
+        ("nothing", "A"),
+        ("www", "MX"),
+    ];
+    let mut differ = vec![];
+    for (label, rdtype) in questions {
+        let qname = if label.is_empty() { "lab.test".into() } else { format!("{label}.lab.test") };
+        let ours = lookup(&server, json!({"qname": qname, "rdtype": rdtype, "transport": "tcp"}));
+        let theirs = lab
+            .probe
+            .output("dig", &["+tcp", "+noall", "+answer", "+authority", "+nocookie", "@10.77.0.2", &qname, rdtype]);
+        let mut theirs: Vec<String> = theirs
+            .lines()
+            .filter(|l| !l.starts_with(';'))
+            .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        let mut mine: Vec<String> = ["answer", "authority"]
+            .iter()
+            .flat_map(|section| ours[*section].as_array().expect("a list"))
+            .map(|r| {
+                assert!(r["rdlen"].as_u64().is_some_and(|n| n > 0), "{r}");
+                let text = |field: &str| r[field].as_str().expect("text").to_owned();
+                format!("{} {} {} {} {}", text("rrname"), r["ttl"], text("rclass"), text("type"), text("rdata"))
+            })
+            .collect();
+        theirs.sort();
+        mine.sort();
+        // dig writes long hexadecimal data in groups, and quotes where it need not.
+        let plain = |lines: &[String]| {
+            lines.iter().map(|l| l.replace([' ', '"'], "").replace("0.00m", "0m").to_lowercase()).collect::<Vec<_>>()
+        };
+        if plain(&theirs) != plain(&mine) {
+            differ.push(format!("{qname} {rdtype}\n  dig: {theirs:?}\n  we:  {mine:?}"));
+        }
+    }
+    assert!(differ.is_empty(), "{}", differ.join("\n"));
+}
+
+fn every_transport_carries_the_same_answer(lab: &Lab) {
+    let server = lab.server(&[]);
+    let mut answers = vec![];
+    for (transport, ns) in [
+        ("udp", "10.77.0.2"),
+        ("tcp", "10.77.0.2"),
+        ("tls", "ns.lab.test"),
+        ("tls", "10.77.0.2"),
+        ("https", "doh.lab.test"),
+        ("https", "10.77.0.4"),
+        ("quic", "doq.lab.test"),
+        ("quic", "10.77.0.5"),
+        ("udp", "fd77::2"),
+        ("tcp", "fd77::2"),
+    ] {
+        let result =
+            lookup(&server, json!({"qname": "www.lab.test", "rdtype": "AAAA", "transport": transport, "ns": ns}));
+        assert_eq!(
+            (&result["transport"], &result["ns"], &result["rcode"]),
+            (&json!(transport), &json!(ns), &json!("ok")),
+            "{result}"
+        );
+        assert!(
+            (0.0..3.0).contains(&number(&result["elapsed_time"])) && result["size"].as_u64().is_some_and(|n| n > 40),
+            "{result}"
+        );
+        let last = result["attempts"].as_array().and_then(|attempts| attempts.last()).expect("an attempt");
+        assert_eq!((&last["error"], &result["timeout_count"]), (&Value::Null, &json!(0)), "{result}");
+        let mut answer = result["answer"].clone();
+        answer[0]["ttl"] = json!(0);
+        answers.push(answer);
+    }
+    let expected =
+        json!([{"rrname": "www.lab.test.", "type": "AAAA", "rclass": "IN", "ttl": 0, "rdlen": 16, "rdata": "fd77::2"}]);
+    assert!(answers.iter().all(|answer| *answer == expected), "{answers:?}");
+}
+
+fn a_certificate_that_does_not_verify_is_no_answer(lab: &Lab) {
+    // Without the lab's authority among the trust anchors.
+    let mut command = lab.probe.command(crate::support::scouter());
+    command.env("SSL_CERT_FILE", lab.path("self.pem"));
+    let server = Server::spawn(command, &[("SCOUTER_TARGETS_ALLOW", "10.77.0.0/24")], Some(lab.probe.clone()));
+    for (transport, ns) in [("tls", "10.77.0.2"), ("https", "10.77.0.4"), ("quic", "10.77.0.5")] {
+        let test = server.test("dns_lookup", &json!({"qname": "www.lab.test", "transport": transport, "ns": ns}));
+        let message = test["message"].as_str().expect("a message");
+        assert!(
+            message
+                .starts_with(&format!("Unable to get an answer back from any of the following nameservers: ['{ns}']")),
+            "{test}"
+        );
+        assert!(message.contains("unknown issuer"), "{transport}: {test}");
+    }
+}
+
+fn truncated_answers_are_asked_again_over_tcp(lab: &Lab) {
+    let server = lab.server(&[]);
+    let result = lookup(&server, json!({"qname": "big.lab.test", "rdtype": "TXT"}));
+    assert_eq!((&result["transport"], result["answer"].as_array().map(Vec::len)), (&json!("tcp"), Some(6)), "{result}");
+    assert!(!result["flags"].as_array().expect("a list").contains(&json!("tc")), "{result}");
+}
+
+fn rcodes_flags_and_options(lab: &Lab) {
+    let server = lab.server(&[]);
+    let result = lookup(&server, json!({"qname": "nothing.lab.test"}));
+    assert_eq!(
+        (&result["rcode"], &result["answer"], &result["authority"][0]["type"]),
+        (&json!("name-error"), &json!([]), &json!("SOA")),
+        "{result}"
+    );
+    let result = lookup(&server, json!({"qname": "www.elsewhere.test"}));
+    assert_eq!(result["rcode"], "refused", "{result}");
+    let result = lookup(&server, json!({"qname": "WWW.lab.test.", "recursion": false}));
+    assert_eq!((&result["flags"], &result["question"]["qname"]), (&json!(["aa"]), &json!("WWW.lab.test.")), "{result}");
+    let result = lookup(&server, json!({"qname": "www.lab.test", "ns": "10.77.0.4", "rdtype": "a"}));
+    assert_eq!(result["flags"], json!(["rd", "ra"]), "a resolver: {result}");
+    let result =
+        lookup(&server, json!({"qname": "version.server", "rdtype": "TXT", "class": "CH", "ns": ["10.77.0.2"]}));
+    assert_eq!(result["question"]["qclass"], "CH", "{result}");
+    assert_eq!(lookup(&server, json!({"qname": "www.lab.test", "dnssec": true}))["rcode"], "ok");
+    for (options, message) in [
+        (json!({"qname": "a..b"}), "Provided value of 'qname' is not allowed: 'a..b' is not a domain name"),
+        (json!({"qname": "www.lab.test", "class": "XX"}), "Provided class of 'XX' is not a recognized class."),
+        (
+            json!({"qname": "www.lab.test", "rdtype": "TYPE99999"}),
+            "Provided record type of 'TYPE99999' is not a recognized type.",
+        ),
+    ] {
+        let test = server.test("dns_lookup", &options);
+        assert!(test["message"].as_str().is_some_and(|m| m.starts_with(message)), "{test}");
+    }
+}
+
+fn name_servers_are_tried_in_order(lab: &Lab) {
+    let server = lab.server(&[]);
+    let started = Instant::now();
+    let result = lookup(
+        &server,
+        json!({"qname": "www.lab.test", "ns": ["198.51.100.1", "10.77.0.9", "nothing.lab.test", "10.77.0.2"]}),
+    );
+    assert!(
+        (2900..4500).contains(&started.elapsed().as_millis()),
+        "3 s for the black hole, nothing for the rest: {:?}",
+        started.elapsed()
+    );
+    assert_eq!((&result["ns"], &result["timeout_count"]), (&json!("10.77.0.2"), &json!(1)), "{result}");
+    let errors: Vec<_> = result["attempts"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|a| a["error"].as_str().unwrap_or("none").to_owned())
+        .collect();
+    assert_eq!(errors.len(), 4, "{result}");
+    assert_eq!(
+        (errors[0].as_str(), errors[1].as_str(), errors[3].as_str()),
+        ("no answer within the time given", "connection refused", "none"),
+        "{result}"
+    );
+    let test = server.test("dns_lookup", &json!({"qname": "www.lab.test", "ns": ["10.77.0.9", "10.77.0.8"]}));
+    let message = "Unable to get an answer back from any of the following nameservers: ['10.77.0.9', '10.77.0.8'].";
+    assert!(test["message"].as_str().is_some_and(|m| m.starts_with(message)), "{test}");
+}
+
+/// A name server of the test's own in the target's namespace: answers each question with what `answer` makes of it.
+fn name_server(lab: &Lab, address: &str, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) {
+    let socket = lab.target.inside(|| UdpSocket::bind(address).expect("bound"));
+    socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            for reply in answer(&buffer[..length]) {
+                let _ = socket.send_to(&reply, from);
+            }
+        }
+    });
+}
+
+/// The question turned into an answer with one A record, without the OPT record at its end.
+fn with_address(question: &[u8], last: u8) -> Vec<u8> {
+    let mut reply = question[..question.len() - 11].to_vec();
+    reply[2] |= 0x80;
+    (reply[7], reply[11]) = (1, 0);
+    reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 0, 0, last]);
+    reply
+}
+
+fn only_the_answer_to_the_question_is_taken(lab: &Lab) {
+    let server = lab.server(&[]);
+    name_server(lab, "10.77.0.6:53", |question| {
+        let mut wrong_id = with_address(question, 66);
+        wrong_id[1] ^= 1;
+        let mut wrong_name = with_address(question, 67);
+        wrong_name[13] ^= 1;
+        let mut question_itself = question.to_vec();
+        question_itself[3] = 0;
+        vec![
+            wrong_id,
+            wrong_name,
+            question_itself,
+            b"x".to_vec(),
+            vec![],
+            with_address(question, 1),
+            with_address(question, 68),
+        ]
+    });
+    for _ in 0..20 {
+        let result = lookup(&server, json!({"qname": "www.lab.test", "ns": "10.77.0.6"}));
+        assert_eq!(result["answer"][0]["rdata"], "10.0.0.1", "{result}");
+    }
+}
+
+fn malformed_answers_are_errors(lab: &Lab) {
+    let server = lab.server(&[]);
+    name_server(lab, "10.77.0.7:53", |question| {
+        let name = question[13];
+        let mut reply = with_address(question, 1);
+        let end = reply.len();
+        match name {
+            // The owner's name points at itself.
+            b'a' => {
+                let owner = end - 16;
+                reply[owner + 1] = u8::try_from(owner).expect("short");
+            }
+            // More data than there is.
+            b'b' => reply[end - 5] = 200,
+            // Thousands of records that are not there.
+            b'c' => reply[6..8].copy_from_slice(&[0xff, 0xff]),
+            _ => reply.truncate(end - 3),
+        }
+        vec![reply]
+    });
+    for name in ["a", "b", "c", "d"] {
+        let started = Instant::now();
+        let test = server.test("dns_lookup", &json!({"qname": name, "ns": "10.77.0.7"}));
+        assert!(test["message"].as_str().is_some_and(|m| m.contains("the answer is malformed")), "{name}: {test}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{name}");
+    }
+}

@@ -1,0 +1,252 @@
+//! Web servers that misbehave (threats 38–40): each failure has its curl code and its reason, in time, and the server's
+//! memory does not notice.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use socket2::SockRef;
+
+use super::http::request;
+use crate::support::lab::Lab;
+use crate::trials;
+
+pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
+    trials!("lab::faults", lab =>
+        every_failure_has_its_code,
+        a_bomb_does_not_unfold,
+        header_injection_is_one_request_on_the_wire,
+    )
+}
+
+/// A listener in the target's namespace that treats every connection in one way.
+fn behave(lab: &Lab, how: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
+    let listener = lab.target.inside(|| TcpListener::bind("10.77.0.8:0").expect("bound"));
+    let port = listener.local_addr().expect("an address").port();
+    let how = Arc::new(how);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten().take(100) {
+            let how = Arc::clone(&how);
+            std::thread::spawn(move || {
+                let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
+                how(stream);
+            });
+        }
+    });
+    port
+}
+
+fn read_head(stream: &mut TcpStream) -> String {
+    let (mut head, mut byte) = (vec![], [0]);
+    while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+        head.push(byte[0]);
+    }
+    String::from_utf8_lossy(&head).into_owned()
+}
+
+/// Reads the request, then writes `first` once and `again` until the other side is gone or `rounds` are over.
+fn answer(
+    first: &'static [u8],
+    again: &'static [u8],
+    pause: Duration,
+    rounds: u32,
+) -> impl Fn(TcpStream) + Send + Sync + 'static {
+    move |mut stream| {
+        read_head(&mut stream);
+        if stream.write_all(first).is_err() {
+            return;
+        }
+        for _ in 0..rounds {
+            if stream.write_all(again).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
+        }
+    }
+}
+
+fn every_failure_has_its_code(lab: &Lab) {
+    let server = lab.server(&[]);
+    let none = Duration::ZERO;
+    let many = "X-Many: header\r\n".repeat(200);
+    let long: &'static str =
+        Box::leak(format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "y".repeat(100_000)).into_boxed_str());
+    let many: &'static str = Box::leak(format!("HTTP/1.1 200 OK\r\n{many}\r\n").into_boxed_str());
+    let cases: Vec<(&str, u16, u64)> = vec![
+        (
+            "closes after the request",
+            behave(lab, |mut s| {
+                read_head(&mut s);
+            }),
+            52,
+        ),
+        (
+            "resets",
+            behave(lab, |mut s| {
+                read_head(&mut s);
+                let _ = SockRef::from(&s).set_linger(Some(Duration::ZERO));
+            }),
+            56,
+        ),
+        (
+            "is silent",
+            behave(lab, |mut s| {
+                read_head(&mut s);
+                std::thread::sleep(Duration::from_secs(3));
+            }),
+            28,
+        ),
+        ("drips its head", behave(lab, answer(b"HTTP/1.1 200 OK\r\nX: ", b"y", Duration::from_millis(100), 50)), 28),
+        (
+            "drips its body",
+            behave(
+                lab,
+                answer(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"y", Duration::from_millis(100), 50),
+            ),
+            28,
+        ),
+        (
+            "never ends its chunks",
+            behave(
+                lab,
+                answer(
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                    b"1\r\nx\r\n",
+                    Duration::from_millis(1),
+                    100_000,
+                ),
+            ),
+            28,
+        ),
+        (
+            "floods 100 Continue",
+            behave(lab, answer(b"", b"HTTP/1.1 100 Continue\r\n\r\n", Duration::from_micros(100), 100_000)),
+            28,
+        ),
+        (
+            "breaks off its body",
+            behave(lab, answer(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nshort", b"", none, 0)),
+            56,
+        ),
+        ("breaks off its head", behave(lab, answer(b"HTTP/1.1 200 OK\r\nX: y", b"", none, 0)), 56),
+        ("does not speak HTTP", behave(lab, answer(b"SSH-2.0-OpenSSH_9.2\r\n", b"", none, 0)), 56),
+        ("sends 200 headers", behave(lab, answer(many.as_bytes(), b"", none, 0)), 63),
+        ("sends a header of 100 kB", behave(lab, answer(long.as_bytes(), b"", none, 0)), 63),
+        ("is not there", 1, 7),
+    ];
+    for (what, port, code) in cases {
+        let started = Instant::now();
+        let result = request(&server, json!({"url": format!("http://10.77.0.8:{port}/"), "timeout_ms": 1500}));
+        assert_eq!((&result["status"], &result["failed"]), (&json!(code), &json!(true)), "{what}: {result}");
+        assert!(result["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{what}: {result}");
+        assert!(started.elapsed() < Duration::from_millis(1500 + 600), "{what}: {:?}", started.elapsed());
+    }
+    for (url, code) in [("http://nothing.lab.test/", 6), ("http://198.51.100.1/", 28), ("http://198.51.100.2/", 7)] {
+        let result = request(&server, json!({"url": url, "timeout_ms": 1000}));
+        assert_eq!((&result["status"], &result["failed"]), (&json!(code), &json!(true)), "{url}: {result}");
+    }
+    let odd = behave(
+        lab,
+        answer(
+            b"HTTP/1.1 200 Fine \xff\r\nX-Odd: a\xffb\r\nX-Two: 1\r\nX-Two: 2\r\nContent-Length: 0\r\n\r\n",
+            b"",
+            none,
+            0,
+        ),
+    );
+    let result = request(&server, json!({"url": format!("http://10.77.0.8:{odd}/")}));
+    assert_eq!(
+        (&result["status"], &result["headers"]["x-odd"], &result["headers"]["x-two"]),
+        (&json!(200), &json!("a\u{fffd}b"), &json!("1, 2")),
+        "{result}"
+    );
+    let slow = behave(lab, |mut s| {
+        read_head(&mut s);
+        std::thread::sleep(Duration::from_millis(300));
+        let _ = s.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+        std::thread::sleep(Duration::from_millis(200));
+        let _ = s.write_all(b"ok");
+    });
+    let result = request(&server, json!({"url": format!("http://10.77.0.8:{slow}/")}));
+    let phase = |name: &str| result["timings"][name].as_f64().unwrap_or_default();
+    assert!(
+        (295.0..400.0).contains(&phase("wait")) && (195.0..300.0).contains(&phase("download")) && phase("send") < 50.0,
+        "{result}"
+    );
+}
+
+fn a_bomb_does_not_unfold(lab: &Lab) {
+    let server = lab.server(&[]);
+    let bomb = lab.path("bomb.gz");
+    lab.probe.output("sh", &["-c", &format!("head -c 500M /dev/zero | gzip -9 > {}", bomb.display())]);
+    let body = std::fs::read(&bomb).expect("read");
+    let length = body.len();
+    let port = behave(lab, move |mut stream| {
+        read_head(&mut stream);
+        let _ = stream.write_all(
+            format!("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {length}\r\n\r\n").as_bytes(),
+        );
+        let _ = stream.write_all(&body);
+    });
+    let url = json!({"url": format!("http://10.77.0.8:{port}/"), "keep_body": 1000});
+    request(&server, json!({"url": "http://v4.lab.test/packed", "headers": {"Accept-Encoding": "gzip"}}));
+    let (before, _) = server.weight();
+    let result = request(&server, url);
+    let (after, _) = server.weight();
+    assert_eq!(
+        (&result["status"], &result["size"]["body"], &result["size"]["decoded"]),
+        (&json!(200), &json!(length), &Value::Null),
+        "{result}"
+    );
+    assert!(after < before + 16 * 1024, "{before} kB, then {after} kB");
+}
+
+fn header_injection_is_one_request_on_the_wire(lab: &Lab) {
+    let server = lab.server(&[]);
+    let seen = Arc::new(std::sync::Mutex::new(Vec::<String>::new()));
+    let log = Arc::clone(&seen);
+    let port = behave(lab, move |mut stream| {
+        let _ = stream.set_read_timeout(Some(Duration::from_millis(200)));
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 4096];
+        while let Ok(length) = stream.read(&mut buffer) {
+            if length == 0 {
+                break;
+            }
+            bytes.extend(&buffer[..length]);
+            if bytes.ends_with(b"\r\n\r\n") {
+                break;
+            }
+        }
+        log.lock().unwrap().push(String::from_utf8_lossy(&bytes).into_owned());
+        let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+    });
+    let base = format!("http://10.77.0.8:{port}");
+    let evil = "\r\nEvil: yes\r\n\r\nGET /second HTTP/1.1\r\nHost: x\r\n\r\n";
+    let attacks = [
+        json!({"url": format!("{base}/a{evil}")}),
+        json!({"url": format!("{base}/?q={evil}")}),
+        json!({"url": format!("{base}/#{evil}")}),
+        json!({"url": format!("{base}/%0d%0aEvil:%20yes")}),
+        json!({"url": &base, "method": format!("GET / HTTP/1.1{evil}GET")}),
+        json!({"url": &base, "headers": {"X": format!("y{evil}")}}),
+        json!({"url": &base, "headers": {format!("X{evil}"): "y"}}),
+        json!({"url": &base, "headers": [format!("X: y{evil}")]}),
+        json!({"url": &base, "headers": {"Content-Length": "0", "Transfer-Encoding": "chunked"}}),
+        json!({"url": format!("http://us\r\ner:p\nw@10.77.0.8:{port}/")}),
+    ];
+    for attack in attacks {
+        server.test("http_request", &attack);
+    }
+    for request in seen.lock().unwrap().iter() {
+        assert_eq!(request.matches("HTTP/1.1\r\n").count(), 1, "{request:?}");
+        assert!(
+            !request.to_lowercase().contains("\r\nevil:") && request.matches("\r\n\r\n").count() == 1,
+            "{request:?}"
+        );
+    }
+    assert!(!seen.lock().unwrap().is_empty(), "the harmless ones arrive");
+}

@@ -1,0 +1,52 @@
+//! Real servers in network namespaces; the same questions put to ping, dig and curl.
+
+mod dns;
+mod faults;
+mod http;
+mod ping;
+mod policy;
+
+use std::sync::Arc;
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::support::lab::Lab;
+use crate::trials;
+
+pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
+    let mut all = trials!("lab", lab => the_first_readme_s_own_example);
+    all.extend(ping::trials(lab));
+    all.extend(dns::trials(lab));
+    all.extend(http::trials(lab));
+    all.extend(faults::trials(lab));
+    all.extend(policy::trials(lab));
+    all
+}
+
+/// A number out of a JSON text or number.
+fn number(value: &Value) -> f64 {
+    value.as_f64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_else(|| panic!("not a number: {value}"))
+}
+
+/// The request with which the first version's README began.
+fn the_first_readme_s_own_example(lab: &Lab) {
+    let server = lab.server(&[]);
+    let results = server
+        .run(&json!({"http_request": [{"url": "https://www.lab.test"}], "dns_lookup": [{"qname": "www.lab.test"}]}));
+    let (http, dns) = (&results["http_request"][0], &results["dns_lookup"][0]);
+    assert_eq!(
+        (&http["failed"], &http["result"]["status"], &http["result"]["reason"]),
+        (&json!(false), &json!(200), &json!("OK")),
+        "{http}"
+    );
+    assert_eq!(
+        (&dns["failed"], &dns["result"]["rcode"], &dns["result"]["ns"]),
+        (&json!(false), &json!("ok"), &json!("10.77.0.2")),
+        "{dns}"
+    );
+    let answer =
+        json!([{"rrname": "www.lab.test.", "type": "A", "rclass": "IN", "ttl": 60, "rdlen": 4, "rdata": "10.77.0.2"}]);
+    assert_eq!(dns["result"]["answer"], answer);
+    assert_eq!(dns["result"]["question"], json!({"qname": "www.lab.test.", "qtype": "A", "qclass": "IN"}));
+}

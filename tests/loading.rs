@@ -1,0 +1,170 @@
+//! Plugin files and caches that are not what they seem (threats 8, 12–14, 16–18): the rest is served all the same.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::server::Server;
+use crate::support::{hostile, plugins};
+use crate::trials;
+
+pub fn trials() -> Vec<Trial> {
+    trials!("loading":
+        a_bad_file_is_refused_and_the_rest_is_served,
+        the_first_of_a_name_wins,
+        a_damaged_cache_entry_is_compiled_again,
+        a_second_start_loads_every_plugin_in_100_ms,
+        without_a_cache_folder_it_starts_all_the_same,
+    )
+}
+
+fn copy(folder: &Path, from: &Path, name: &str) {
+    fs::copy(from, folder.join(name)).expect("copied");
+}
+
+fn start(folder: &Path, cache: &Path) -> Server {
+    Server::start(&[
+        ("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8")),
+        ("SCOUTER_CACHE_DIR", cache.to_str().expect("UTF-8")),
+    ])
+}
+
+fn served(server: &Server) -> Vec<String> {
+    let body = server.get("/api/v1.0/plugins").body;
+    body["plugins"].as_array().expect("a list").iter().map(|p| p["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+fn component(text: &str) -> Vec<u8> {
+    wat::parse_str(text).expect("a component")
+}
+
+fn a_bad_file_is_refused_and_the_rest_is_served() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    let dir = folder.path();
+    copy(dir, &plugins().join("ping.wasm"), "ping.wasm");
+    let ping = fs::read(plugins().join("ping.wasm")).expect("read");
+    fs::write(dir.join("cut.wasm"), &ping[..ping.len() / 2]).expect("written");
+    fs::write(dir.join("empty.wasm"), b"").expect("written");
+    fs::write(dir.join("text.wasm"), b"(component)").expect("written");
+    fs::write(dir.join("PING.wasm"), &ping).expect("written");
+    fs::write(dir.join("pıng.wasm"), &ping).expect("written");
+    fs::write(dir.join("module.wasm"), component("(module)")).expect("written");
+    fs::write(dir.join("other.wasm"), component("(component)")).expect("written");
+    fs::write(
+        dir.join("wants.wasm"),
+        component(r#"(component (import "evil:host/root@1.0.0" (instance (export "f" (func)))))"#),
+    )
+    .expect("written");
+    fs::write(
+        dir.join("tables.wasm"),
+        component("(component (core module $m (table 30000 funcref)) (core instance (instantiate $m)))"),
+    )
+    .expect("written");
+    symlink(dir.join("ping.wasm"), dir.join("link.wasm")).expect("linked");
+    assert!(std::process::Command::new("mkfifo").arg(dir.join("fifo.wasm")).status().expect("runs").success());
+    fs::create_dir(dir.join("folder.wasm")).expect("made");
+    let big = fs::File::create(dir.join("big.wasm")).expect("made");
+    big.set_len(33 << 20).expect("grown");
+    fs::write(dir.join("notes.txt"), b"not a plugin").expect("written");
+
+    let started = Instant::now();
+    let server = start(dir, cache.path());
+    assert!(started.elapsed() < Duration::from_mins(1), "{:?}", started.elapsed());
+    assert_eq!(served(&server), ["ping"]);
+    let body = server.get("/api/v1.0/plugins").body;
+    let refused = |file: &str| -> String {
+        let all = body["refused"].as_array().expect("a list");
+        let entry =
+            all.iter().find(|entry| entry["file"] == file).unwrap_or_else(|| panic!("{file} is not listed: {body}"));
+        entry["reason"].as_str().expect("a reason").to_owned()
+    };
+    for (file, reason) in [
+        ("PING.wasm", "no name of a test type"),
+        ("pıng.wasm", "no name of a test type"),
+        ("link.wasm", "links are not followed"),
+        ("fifo.wasm", "not a regular file"),
+        ("folder.wasm", "not a regular file"),
+        ("big.wasm", "larger than 32 MiB"),
+        ("wants.wasm", "evil:host/root@1.0.0"),
+        ("other.wasm", "not a scouter:probe plugin"),
+    ] {
+        assert!(refused(file).contains(reason), "{file}: {}", refused(file));
+    }
+    for file in ["cut.wasm", "empty.wasm", "text.wasm", "module.wasm", "tables.wasm"] {
+        assert!(!refused(file).is_empty());
+    }
+    assert_eq!(body["refused"].as_array().map(Vec::len), Some(13), "{body}");
+}
+
+fn the_first_of_a_name_wins() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    copy(folder.path(), &hostile().join("hostile.wasm"), "ping.wasm");
+    let both = format!("{},{}", plugins().display(), folder.path().display());
+    let server = start(Path::new(&both), cache.path());
+    let body = server.get("/api/v1.0/plugins").body;
+    let ping = body["plugins"].as_array().expect("a list").iter().find(|p| p["name"] == "ping").expect("ping");
+    assert_eq!(ping["options"]["required"], json!(["dst"]), "the built-in one is served");
+    assert!(body["refused"][0]["reason"].as_str().is_some_and(|r| r.contains("is loaded already")), "{body}");
+}
+
+fn a_damaged_cache_entry_is_compiled_again() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    copy(folder.path(), &hostile().join("hostile.wasm"), "hostile.wasm");
+    drop(start(folder.path(), cache.path()));
+    let entry = fs::read_dir(cache.path())
+        .expect("read")
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| p.extension().is_some_and(|e| e == "cwasm"))
+        .expect("an entry");
+    assert_eq!(fs::metadata(cache.path().join("key")).expect("a key").permissions().mode() & 0o777, 0o600);
+    let whole = fs::read(&entry).expect("read");
+    let len = whole.len();
+    let damages: Vec<(String, Vec<u8>)> = [0, 31, 32, 100, len / 2, len - 1]
+        .into_iter()
+        .map(|at| {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 0x10;
+            (format!("byte {at} of {len}"), flipped)
+        })
+        .chain([("cut".into(), whole[..len / 2].to_vec()), ("empty".into(), vec![])])
+        .collect();
+    for (what, damaged) in damages {
+        fs::write(&entry, damaged).expect("written");
+        let server = start(folder.path(), cache.path());
+        assert_eq!(server.test("hostile", &json!({"do": "nothing"}))["failed"], json!(false), "{what}");
+        assert!(server.log().contains("plugin compiled"), "{what}: it was not compiled again\n{}", server.log());
+        assert!(fs::read(&entry).expect("read").len() > 1000, "{what}: written anew");
+    }
+    // Compiled code where wasm belongs is machine code from a stranger.
+    fs::write(folder.path().join("code.wasm"), &whole[32..]).expect("written");
+    let server = start(folder.path(), cache.path());
+    let body = server.get("/api/v1.0/plugins").body;
+    assert!(body["refused"][0]["reason"].as_str().is_some_and(|r| r.contains("machine code")), "{body}");
+}
+
+fn a_second_start_loads_every_plugin_in_100_ms() {
+    let cache = TempDir::new().expect("a folder");
+    drop(start(&plugins(), cache.path()));
+    let server = start(&plugins(), cache.path());
+    let log = server.log();
+    assert!(!log.contains("plugin compiled"), "{log}");
+    let ms = log.lines().find(|line| line.contains(" plugins ")).and_then(|line| line.split("ms=").nth(1));
+    let ms: u64 = ms.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).expect("a time");
+    // The promise is 100 ms for an optimised build (bench/); this one is not optimised, and others run beside it.
+    assert!(ms < 2000, "{ms} ms");
+}
+
+fn without_a_cache_folder_it_starts_all_the_same() {
+    let cache = TempDir::new().expect("a folder");
+    fs::write(cache.path().join("file"), b"in the way").expect("written");
+    let server = start(&hostile(), &cache.path().join("file").join("below"));
+    assert_eq!(served(&server), ["hostile"]);
+    assert!(server.log().contains("SCOUTER_CACHE_DIR"), "{}", server.log());
+    let _: Value = server.test("hostile", &json!({"do": "nothing"}));
+}

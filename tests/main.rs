@@ -1,0 +1,71 @@
+//! One binary for all integration tests: linking wasmtime once takes long enough.
+//!
+//! - `api`      every route and every error row of the contract, receipts, waiting, cancelling, signals
+//! - `cli`      the command line and the settings
+//! - `sandbox`  hostile plugins: what each costs is one failed test
+//! - `loading`  hostile plugin files and caches
+//! - `lab`      real servers in network namespaces; the same questions put to ping, dig and curl
+//!
+//! The lab needs root. Without it its tests are skipped, and said so; under `CI` that is an error.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that is surprised fails")]
+#![expect(clippy::needless_pass_by_value, reason = "options are written where they are used")]
+#![expect(clippy::disallowed_types, reason = "the tests are the other side of the network")]
+
+mod api;
+mod cli;
+mod lab;
+mod loading;
+mod sandbox;
+mod support;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Trial};
+use support::lab::Lab;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = [api::trials(), cli::trials(), sandbox::trials(), loading::trials()].concat_all();
+    let root = nix::unistd::geteuid().is_root();
+    let mut built = None;
+    if root && !arguments.list {
+        let lab = Arc::new(Lab::build());
+        trials.extend(lab::trials(&lab));
+        built = Some(lab);
+    } else if !arguments.list {
+        eprintln!("\nSKIPPED: every test of the network lab. It needs root (network namespaces, raw sockets).\n");
+        if std::env::var_os("CI").is_some() {
+            eprintln!("CI must run them: run it as root.");
+            return ExitCode::FAILURE;
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(built);
+    conclusion.exit_code()
+}
+
+trait ConcatAll {
+    fn concat_all(self) -> Vec<Trial>;
+}
+
+impl<const N: usize> ConcatAll for [Vec<Trial>; N] {
+    fn concat_all(self) -> Vec<Trial> {
+        self.into_iter().flatten().collect()
+    }
+}
+
+/// Names each test after its function, so that the list and the code cannot differ.
+#[macro_export]
+macro_rules! trials {
+    ($group:literal: $($test:ident),+ $(,)?) => {
+        vec![$(libtest_mimic::Trial::test(concat!($group, "::", stringify!($test)), || { $test(); Ok(()) })),+]
+    };
+    ($group:literal, $lab:expr => $($test:ident),+ $(,)?) => {
+        vec![$({
+            let lab = std::sync::Arc::clone($lab);
+            libtest_mimic::Trial::test(concat!($group, "::", stringify!($test)), move || { $test(&lab); Ok(()) })
+        }),+]
+    };
+}
