@@ -1,6 +1,6 @@
 //! Which addresses may be reached. Asked by every import, decided here, about the address that is about to be used.
 //!
-//! [`Policy::permit`] is the only maker of [`Permitted`], and the engines under `net/` take nothing else:
+//! `Policy::permit` is the only maker of `Permitted`, and the engines under `net/` take nothing else:
 //! code that forgets to ask does not compile.
 
 use std::fmt;

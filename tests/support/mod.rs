@@ -4,14 +4,20 @@ pub mod lab;
 pub mod server;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a parent").to_owned()
 }
 
+/// The program: Cargo says where it is to tests; measurements lie beside it.
 pub fn scouter() -> &'static str {
-    env!("CARGO_BIN_EXE_scouter")
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| match option_env!("CARGO_BIN_EXE_scouter") {
+        Some(path) => path.to_owned(),
+        None => std::env::current_exe().expect("a path").with_file_name("scouter").display().to_string(),
+    })
 }
 
 /// The folder with the hostile plugin, as `make test` builds it.

@@ -152,8 +152,7 @@ fn deserialize(engine: &Engine, code: &[u8]) -> anyhow::Result<Component> {
 /// Compiling a hostile component can take minutes and gigabytes, and wasmtime promises nothing about it:
 /// it happens in a child of this same program, whose limits the child sets itself.
 fn compile_in_child(wasm: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let program = std::env::var_os("SCOUTER_COMPILER").map_or_else(std::env::current_exe, |path| Ok(path.into()));
-    let mut child = Command::new(program?)
+    let mut child = Command::new(std::env::current_exe()?)
         .arg("compile")
         .env_clear()
         .stdin(Stdio::piped())

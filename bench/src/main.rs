@@ -1,0 +1,42 @@
+//! Measures what Scouter promises, in the lab of the tests. `make bench` builds and runs it, as root; arguments pick
+//! measurements by name. Each line says what was measured, what came out, and what was promised.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement that is surprised ends")]
+#![expect(clippy::disallowed_types, reason = "the lab is the other side of the network")]
+
+mod figures;
+mod load;
+#[expect(dead_code, reason = "shared with the tests, which use all of it")]
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use support::lab::Lab;
+
+/// One measurement.
+type Measure = (&'static str, fn(&Lab));
+
+const ALL: &[Measure] = &[
+    ("sandbox", figures::sandbox),
+    ("start", figures::start),
+    ("waiting", figures::waiting),
+    ("rtt", figures::rtt),
+    ("phases", figures::phases),
+    ("status", load::status),
+    ("tests", load::tests),
+];
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    assert!(nix::unistd::geteuid().is_root(), "the lab needs root");
+    let lab = Lab::build();
+    for (name, measure) in ALL {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            measure(&lab);
+        }
+    }
+}
+
+/// One line of the report.
+fn report(what: &str, got: &str, promised: &str) {
+    println!("{what:<58} {got:>22}   {promised}");
+}
