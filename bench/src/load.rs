@@ -13,7 +13,7 @@ const SECONDS: u32 = 10;
 
 struct Loaded {
     per_second: f64,
-    errors: u64,
+    errors: f64,
     cpu_ms: f64,
 }
 
@@ -46,13 +46,13 @@ fn wrk(lab: &Lab, server: &Server, path: &str, connections: u32, body: Option<&s
     let result =
         text.lines().find_map(|line| line.strip_prefix("RESULT ")).unwrap_or_else(|| panic!("wrk said: {text}"));
     let numbers: Vec<f64> = result.split(' ').map(|n| n.parse().expect("a number")).collect();
-    Loaded { per_second: numbers[0] * 1e6 / numbers[1], errors: numbers[2] as u64, cpu_ms: used * 1e3 / numbers[0] }
+    Loaded { per_second: numbers[0] * 1e6 / numbers[1], errors: numbers[2], cpu_ms: used * 1e3 / numbers[0] }
 }
 
 pub fn status(lab: &Lab) {
     let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "10"), ("SCOUTER_LOG", "info")]);
     let loaded = wrk(lab, &server, "/api/v1.0/status", 64, None);
-    assert_eq!(loaded.errors, 0, "errors under load");
+    assert!(loaded.errors < 1.0, "errors under load");
     report(
         "GET /status, 64 connections",
         &format!("{:.0}/s", loaded.per_second),
@@ -61,6 +61,9 @@ pub fn status(lab: &Lab) {
 }
 
 pub fn tests(lab: &Lab) {
+    // Twenty thousand connections to one address and port in ten seconds use up the ports, and the kernel's search for
+    // a free one is then all that is measured. Whatever is measured here has the same.
+    lab.probe.sh("sysctl -qw net.ipv4.ip_local_port_range='1024 65535' net.ipv4.tcp_tw_reuse=1");
     for (name, test_type, options, promised) in [
         (
             "http_request to an address",
@@ -77,12 +80,11 @@ pub fn tests(lab: &Lab) {
         ),
         ("ping, one request", "ping", json!({"dst": "10.77.0.2", "count": 1}), "(blackbox_exporter: 4,674)"),
     ] {
-        let server =
-            lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "64"), ("SCOUTER_LOG", "warn"), ("SCOUTER_LOG", "info")]);
+        let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "64"), ("SCOUTER_LOG", "info")]);
         let payload: Value = json!({test_type: [options]});
         server.run(&payload);
         let loaded = wrk(lab, &server, "/api/v1.0/tests?wait=10", 64, Some(&payload.to_string()));
-        assert_eq!(loaded.errors, 0, "{name}: failed tests under load");
+        assert!(loaded.errors < 1.0, "{name}: failed tests under load");
         report(
             &format!("{name}, 64 clients"),
             &format!("{:.0}/s, {:.2} ms CPU", loaded.per_second, loaded.cpu_ms),

@@ -18,6 +18,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{ALIASES, Engine, LogFormat, Serve};
 use crate::imports::Lent;
 use crate::net::Net;
+use crate::net::resolver::SystemConfig;
 use crate::plan::{Action, Plan};
 use crate::plugins::{Partial, Plugins};
 use crate::policy::Policy;
@@ -203,9 +204,10 @@ impl Runtimes {
     /// Engines and plugins.
     fn load(&self, engine: &Engine) -> anyhow::Result<(Arc<Lent>, Arc<Plugins>)> {
         self.io.block_on(async {
-            let net = Net::open()?;
-            let nameservers = net.resolver.nameservers().to_vec();
-            let policy = Policy::new(engine.targets_allow.clone(), engine.targets_deny.clone(), nameservers);
+            let system = SystemConfig::read();
+            let (allow, deny) = (engine.targets_allow.clone(), engine.targets_deny.clone());
+            let policy = Policy::new(allow, deny, system.nameservers.clone());
+            let net = Net::open(system, &policy)?;
             let lent = Arc::new(Lent { io: self.io.handle().clone(), net, policy });
             let plugins = Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), &lent).await?;
             Ok((lent, Arc::new(plugins)))

@@ -9,6 +9,10 @@ pub mod packet;
 pub mod resolver;
 pub mod tls;
 
+use resolver::SystemConfig;
+
+use crate::policy::Policy;
+
 /// Which addresses of a name are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -28,8 +32,8 @@ impl Net {
     /// Must be called on the runtime that the network work will happen on.
     ///
     /// # Errors
-    /// When this machine has no usable resolver configuration or no trust anchors.
-    pub fn open() -> anyhow::Result<Self> {
-        Ok(Self { icmp: icmp::Icmp::open(), resolver: resolver::Resolver::open()?, tls: tls::Tls::open()? })
+    /// When there are no usable trust anchors.
+    pub fn open(config: SystemConfig, policy: &Policy) -> anyhow::Result<Self> {
+        Ok(Self { icmp: icmp::Icmp::open(), resolver: resolver::Resolver::new(config, policy), tls: tls::Tls::open()? })
     }
 }

@@ -98,6 +98,28 @@ impl AskError {
 /// # Errors
 /// See [`AskError`].
 pub async fn ask(net: &Net, server: Permitted, request: &Request) -> Result<Answer, AskError> {
+    if matches!(request.transport, Transport::Udp | Transport::Tcp) {
+        return ask_in_clear(server, request).await;
+    }
+    let query = message::Query::new(request)?;
+    let timed = tokio::time::timeout(request.timeout, async {
+        let port = request.port.unwrap_or(request.transport.port());
+        let name = request.server_name.clone().unwrap_or_else(|| server.address().to_string());
+        let (reply, elapsed) = match request.transport {
+            Transport::Tls => transport::tls(net, server, port, &name, &query).await?,
+            Transport::Https => transport::https(net, server, port, &name, &query).await?,
+            _ => transport::quic(net, server, port, &name, &query).await?,
+        };
+        message::parse(&query, &reply, request.transport, elapsed)
+    });
+    timed.await.unwrap_or(Err(AskError::Timeout))
+}
+
+/// Asks over UDP, and over TCP when the answer is truncated; or over TCP at once.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn ask_in_clear(server: Permitted, request: &Request) -> Result<Answer, AskError> {
     let query = message::Query::new(request)?;
     let timed = tokio::time::timeout(request.timeout, async {
         let port = request.port.unwrap_or(request.transport.port());
@@ -107,18 +129,10 @@ pub async fn ask(net: &Net, server: Permitted, request: &Request) -> Result<Answ
             if !answer.flags.truncated {
                 return Ok(answer);
             }
-            // RFC 7766, section 5. The time is that of the answer that is shown.
-            let (reply, elapsed) = transport::tcp(server, port, &query).await?;
-            return message::parse(&query, &reply, Transport::Tcp, elapsed);
         }
-        let name = request.server_name.clone().unwrap_or_else(|| server.address().to_string());
-        let (reply, elapsed) = match request.transport {
-            Transport::Udp | Transport::Tcp => transport::tcp(server, port, &query).await?,
-            Transport::Tls => transport::tls(net, server, port, &name, &query).await?,
-            Transport::Https => transport::https(net, server, port, &name, &query).await?,
-            Transport::Quic => transport::quic(net, server, port, &name, &query).await?,
-        };
-        message::parse(&query, &reply, request.transport, elapsed)
+        // RFC 7766, section 5. The time is that of the answer that is shown.
+        let (reply, elapsed) = transport::tcp(server, port, &query).await?;
+        message::parse(&query, &reply, Transport::Tcp, elapsed)
     });
     timed.await.unwrap_or(Err(AskError::Timeout))
 }

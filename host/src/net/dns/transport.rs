@@ -26,6 +26,8 @@ type Reply = Result<(Vec<u8>, Duration), AskError>;
 
 /// A DNS message over a stream or QUIC is 65,535 bytes at most.
 const MESSAGE: usize = 65_535;
+/// Far more than the 1,232 bytes that questions say are taken over UDP.
+const UDP_MESSAGE: usize = 8192;
 
 /// A socket of its own for each question: its random port is half of what an off-path forger must guess. Answers that
 /// are not to this question are passed over, and the time runs on.
@@ -41,7 +43,7 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
     let socket = packet::watched(socket, Interest::READABLE | Interest::ERROR).map_err(io)?;
     let sent = Stamp::now();
     socket.get_ref().send(&query.bytes).map_err(io)?;
-    let (mut buffer, mut control) = (vec![0; MESSAGE], packet::control_room());
+    let (mut buffer, mut control) = (vec![0; UDP_MESSAGE], packet::control_room());
     loop {
         // An ICMP port unreachable is an error of the socket, not data.
         let mut ready = socket.ready(Interest::READABLE | Interest::ERROR).await.map_err(io)?;

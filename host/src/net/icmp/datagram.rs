@@ -76,7 +76,8 @@ impl Datagram {
             series: SERIES.fetch_add(1, Ordering::Relaxed),
             target,
             payload_size: plan.payload_size.into(),
-            buffer: vec![0; 65_536],
+            // A reply is as long as its request; some more shows one that is not.
+            buffer: vec![0; usize::from(plan.payload_size) + 2048],
             control: packet::control_room(),
             dropped: 0,
         })
