@@ -31,6 +31,7 @@ pub fn trials() -> Vec<Trial> {
         sigterm_finishes_what_runs_and_exits_0,
         sigterm_cuts_off_what_takes_too_long,
         guessing_receipts_finds_nothing,
+        a_body_of_gigabytes_costs_no_memory,
     )
 }
 
@@ -536,4 +537,21 @@ fn guessing_receipts_finds_nothing() {
     }
     assert_eq!(server.get(&format!("/api/v1.0/tests?receipt={}", receipt.to_uppercase())).status, 404);
     assert_eq!(server.raw("GET", &format!("/api/v1.0/tests?receipt={receipt}"), &[], None).status, 403);
+}
+
+fn a_body_of_gigabytes_costs_no_memory() {
+    let server = Server::start(&[]);
+    server.request("POST", "/api/v1.0/tests", Some("{}"));
+    let (before, _) = server.weight();
+    let mut stream = TcpStream::connect(server.address).expect("connected");
+    let head = format!(
+        "POST /api/v1.0/tests HTTP/1.1\r\nHost: x\r\nAuthorization: {SECRET}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).expect("written");
+    let chunk = [b"100000\r\n".to_vec(), vec![b' '; 1 << 20], b"\r\n".to_vec()].concat();
+    // The server answers and closes long before the 2 GiB are over.
+    let sent = (0..2048).take_while(|_| stream.write_all(&chunk).is_ok()).count();
+    assert!(sent < 100, "{sent} MiB were taken");
+    let (after, _) = server.weight();
+    assert!(after < before + 8 * 1024, "{before} kB, then {after} kB");
 }

@@ -68,7 +68,7 @@ fn every_attack_ends_with_its_reason() {
         assert_eq!(attack(&server, "nothing", 0)["failed"], json!(false), "after {what}");
     }
     for (what, n) in
-        [("return", 200_000), ("log", 600), ("call", 9_000), ("allocate", 32 << 20), ("handles", 200), ("deep", 100)]
+        [("return", 200_000), ("log", 600), ("call", 9_000), ("allocate", 32 << 20), ("handles", 100), ("deep", 100)]
     {
         assert_eq!(attack(&server, what, n)["failed"], json!(false), "within its limit: {what} {n}");
     }

@@ -150,7 +150,7 @@ impl Probe for HttpRequest {
         let too_many = loop {
             request.timeout_ms = u32::try_from(left_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX).max(1);
             let outcome = http::exchange(&request);
-            let url = outcome.as_ref().map_or_else(|_| request.url.clone(), |response| response.url.clone());
+            let url = outcome.as_ref().map_or_else(|failure| failure.url.clone(), |response| response.url.clone());
             let spent =
                 outcome.as_ref().map_or_else(|failure| failure.timings.total, |response| response.timings.total);
             left_ns = left_ns.saturating_sub(spent);

@@ -148,14 +148,15 @@ impl Probe for Ping {
         let mut pinged = Pinged::new(&options, address, mode, comment);
         let mut samples = vec![];
         while let Some(event) = echoes.next() {
-            // Every reply and error is news; that a request left is not.
-            let news = !matches!(event, icmp::EchoEvent::Sent(_));
+            // Replies and errors are news; that a request left is not, nor is a flood of duplicates.
+            let news = !matches!(event, icmp::EchoEvent::Sent(_) | icmp::EchoEvent::Duplicate(_));
             pinged.add(event, &mut samples);
             if news {
                 pinged.sum_up(&samples);
                 watch(&pinged);
             }
         }
+        pinged.sum_up(&samples);
         Ok(pinged)
     }
 }

@@ -101,8 +101,10 @@ impl wit::http::Host for RunState {
     async fn exchange(&mut self, request: wit::http::Request) -> wasmtime::Result<Result<Response, Failure>> {
         let sizes: usize = request.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
         self.call(request.url.len() + sizes + request.body.as_ref().map_or(0, Vec::len))?;
+        let given = request.url.clone();
         let refused = |kind, reason| {
-            Ok(Err(Failure { kind, reason, remote_address: None, timings: (&Timings::default()).into(), tls: None }))
+            let timings = (&Timings::default()).into();
+            Ok(Err(Failure { url: given.clone(), kind, reason, remote_address: None, timings, tls: None }))
         };
         let request = match checked(request) {
             Ok(request) => request,
@@ -119,7 +121,7 @@ impl wit::http::Host for RunState {
         let exchanged = self.lend(async move { engine::exchange(&lent.net, &lent.policy, request).await }).await?;
         let response = match exchanged {
             Ok(response) => response,
-            Err(failure) => return Ok(Err(failure.into())),
+            Err(failure) => return Ok(Err(failed(&url, failure))),
         };
         let response = in_wit(&url, response);
         self.usage.carried(usize::try_from(response.header_bytes).unwrap_or(usize::MAX) + response.body.len())?;
@@ -212,28 +214,27 @@ impl From<tls::Facts> for TlsFacts {
     }
 }
 
-impl From<engine::Failure> for Failure {
-    fn from(failure: engine::Failure) -> Self {
-        use wit::http::FailureKind as Kind;
-        Self {
-            kind: match failure.kind {
-                FailureKind::Invalid => Kind::Invalid,
-                FailureKind::Denied => Kind::Denied,
-                FailureKind::Name => Kind::Name,
-                FailureKind::Connect => Kind::Connect,
-                FailureKind::Timeout => Kind::Timeout,
-                FailureKind::Handshake => Kind::Handshake,
-                FailureKind::Certificate => Kind::Certificate,
-                FailureKind::EmptyReply => Kind::EmptyReply,
-                FailureKind::Send => Kind::Send,
-                FailureKind::Receive => Kind::Receive,
-                FailureKind::TooLarge => Kind::TooLarge,
-            },
-            reason: failure.reason,
-            remote_address: failure.remote.map(|address| address.to_string()),
-            timings: (&failure.timings).into(),
-            tls: failure.tls.map(Into::into),
-        }
+fn failed(url: &Url, failure: engine::Failure) -> Failure {
+    use wit::http::FailureKind as Kind;
+    Failure {
+        url: url.to_string(),
+        kind: match failure.kind {
+            FailureKind::Invalid => Kind::Invalid,
+            FailureKind::Denied => Kind::Denied,
+            FailureKind::Name => Kind::Name,
+            FailureKind::Connect => Kind::Connect,
+            FailureKind::Timeout => Kind::Timeout,
+            FailureKind::Handshake => Kind::Handshake,
+            FailureKind::Certificate => Kind::Certificate,
+            FailureKind::EmptyReply => Kind::EmptyReply,
+            FailureKind::Send => Kind::Send,
+            FailureKind::Receive => Kind::Receive,
+            FailureKind::TooLarge => Kind::TooLarge,
+        },
+        reason: failure.reason,
+        remote_address: failure.remote.map(|address| address.to_string()),
+        timings: (&failure.timings).into(),
+        tls: failure.tls.map(Into::into),
     }
 }
 

@@ -229,7 +229,8 @@ fn in_order(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 }
 
 /// Connecting a UDP socket asks the routing table and sends nothing.
-fn has_route(address: IpAddr) -> bool {
+#[must_use]
+pub fn has_route(address: IpAddr) -> bool {
     let any: SocketAddr =
         if address.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
     UdpSocket::bind(any).and_then(|socket| socket.connect((address, 9))).is_ok()

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::resolver::has_route;
 use crate::policy::Permitted;
 
 /// How packets are sent and received.
@@ -146,6 +147,10 @@ impl Icmp {
         target: Permitted,
         plan: Plan,
     ) -> Result<(Session, mpsc::UnboundedReceiver<Event>), StartError> {
+        // Asked first, so that both modes say it in the same way: it is this host's trouble and nobody's loss.
+        if !has_route(target.address()) {
+            return Err(StartError::Unreachable("This host has no route to the target.".into()));
+        }
         let way = if target.address().is_ipv4() { &self.v4 } else { &self.v6 };
         let (events, received) = mpsc::unbounded_channel();
         let series = session::Series::new(plan, events);

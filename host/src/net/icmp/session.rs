@@ -16,7 +16,7 @@ use crate::net::packet::Stamp;
 /// called lost because this process was slow to read it.
 const GRACE: Duration = Duration::from_millis(50);
 /// Duplicates, late replies and errors reported in one series; a flood of them must not fill the memory.
-const EXTRAS: u32 = 500;
+const EXTRAS: u32 = 100;
 
 /// How a series reaches the network.
 pub trait Link: Send + 'static {
@@ -243,6 +243,6 @@ mod tests {
             Ok(())
         })
         .await;
-        assert!(events.len() < 600, "{} events", events.len());
+        assert!(events.len() < 200, "{} events", events.len());
     }
 }
