@@ -199,6 +199,9 @@ impl Lab {
             ("unbound", "10.77.0.4:443"),
             ("nginx", "10.77.0.2:443"),
             ("caddy", "10.77.0.3:443"),
+            // The first packet over IPv6 waits for neighbour discovery.
+            ("nginx over IPv6", "[fd77::2]:80"),
+            ("caddy over IPv6", "[fd77::3]:443"),
         ] {
             until(what, || self.probe.inside(|| std::net::TcpStream::connect(address).is_ok()));
         }

@@ -15,7 +15,8 @@ use crate::net::packet::Stamp;
 /// How long after its timeout a request is still waited for, so that a reply that the kernel stamped in time is not
 /// called lost because this process was slow to read it.
 const GRACE: Duration = Duration::from_millis(50);
-/// Duplicates, late replies and errors reported in one series; a flood of them must not fill the memory.
+/// Duplicates reported in one series, and late replies and errors: a flood of one must not fill the memory, nor hide
+/// the other.
 const EXTRAS: u32 = 100;
 
 /// How a series reaches the network.
@@ -48,7 +49,8 @@ pub struct Series {
     pub plan: Plan,
     events: UnboundedSender<Event>,
     requests: BTreeMap<u16, Request>,
-    extras: u32,
+    duplicates_left: u32,
+    others_left: u32,
 }
 
 struct Request {
@@ -66,7 +68,7 @@ enum State {
 impl Series {
     #[must_use]
     pub fn new(plan: Plan, events: UnboundedSender<Event>) -> Self {
-        Self { plan, events, requests: BTreeMap::new(), extras: EXTRAS }
+        Self { plan, events, requests: BTreeMap::new(), duplicates_left: EXTRAS, others_left: EXTRAS }
     }
 
     /// Runs to the end: every request answered or lost.
@@ -109,8 +111,9 @@ impl Series {
     }
 
     fn say_extra(&mut self, event: Event) {
-        if self.extras > 0 {
-            self.extras -= 1;
+        let left = if matches!(event, Event::Duplicate(_)) { &mut self.duplicates_left } else { &mut self.others_left };
+        if *left > 0 {
+            *left -= 1;
             self.say(event);
         }
     }
