@@ -19,7 +19,7 @@ Try it (the secret is ${SCOUTER_API_SECRET_FILE:+in $SCOUTER_API_SECRET_FILE}${S
     -H 'Authorization: ${SCOUTER_API_SECRET:-<secret>}' -H 'Content-Type: application/json' \\
     -d '{"ping": [{"dst": "127.0.0.1", "count": 3}],
          "dns_lookup": [{"qname": "example.com"}],
-         "http_request": [{"url": "http://127.0.0.1:$API_PORT/healthz"}]}' | python3 -m json.tool
+         "http_request": [{"url": "http://127.0.0.1:$API_PORT/healthz"}]}'
 
 TEXT
 exec target/release/scouter serve

@@ -9,11 +9,11 @@ say() { printf 'setup: %s\n' "$*"; }
 # Each line: command that must be there, Debian package that has it, why.
 wanted() {
     echo 'cc gcc to compile the cryptography that Rust code calls'
+    echo 'curl curl to send requests with'
     if [ "${1:-}" = test ]; then
         echo 'ip iproute2 to make network namespaces for the lab'
         echo 'ping iputils-ping to compare our pings with'
         echo 'dig bind9-dnsutils to compare our DNS answers with'
-        echo 'curl curl to compare our HTTP times with'
         echo 'openssl openssl to make the certificates of the lab'
         echo 'nsd nsd the DNS server of the lab'
         echo 'unbound unbound DNS over HTTPS in the lab'

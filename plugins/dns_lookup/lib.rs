@@ -254,7 +254,7 @@ impl Answered {
         Self {
             ns: ns.to_owned(),
             rcode: rcode(answer.rcode, answer.mnemonic),
-            elapsed_time: ms(answer.elapsed_ns) / 1e3,
+            elapsed_time: seconds(answer.elapsed_ns),
             timeout_count,
             question: Question {
                 qname: answer.question.name,
@@ -277,6 +277,12 @@ impl Answered {
             failed: false,
         }
     }
+}
+
+/// With microsecond precision.
+#[expect(clippy::cast_precision_loss, reason = "an answer takes far less than 2^52 ns")]
+fn seconds(ns: u64) -> f64 {
+    ((ns as f64) / 1e3).round() / 1e6
 }
 
 /// The first version's words for the codes of RFC 1035; the IANA mnemonic for the others.
