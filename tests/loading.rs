@@ -65,6 +65,9 @@ fn a_bad_file_is_refused_and_the_rest_is_served() {
         component("(component (core module $m (table 30000 funcref)) (core instance (instantiate $m)))"),
     )
     .expect("written");
+    let instances: String = (0..40).map(|_| "(core instance (instantiate $m))").collect();
+    fs::write(dir.join("instances.wasm"), component(&format!("(component (core module $m) {instances})")))
+        .expect("written");
     symlink(dir.join("ping.wasm"), dir.join("link.wasm")).expect("linked");
     assert!(std::process::Command::new("mkfifo").arg(dir.join("fifo.wasm")).status().expect("runs").success());
     fs::create_dir(dir.join("folder.wasm")).expect("made");
@@ -95,10 +98,10 @@ fn a_bad_file_is_refused_and_the_rest_is_served() {
     ] {
         assert!(refused(file).contains(reason), "{file}: {}", refused(file));
     }
-    for file in ["cut.wasm", "empty.wasm", "text.wasm", "module.wasm", "tables.wasm"] {
+    for file in ["cut.wasm", "empty.wasm", "text.wasm", "module.wasm", "tables.wasm", "instances.wasm"] {
         assert!(!refused(file).is_empty());
     }
-    assert_eq!(body["refused"].as_array().map(Vec::len), Some(13), "{body}");
+    assert_eq!(body["refused"].as_array().map(Vec::len), Some(14), "{body}");
 }
 
 fn the_first_of_a_name_wins() {

@@ -43,7 +43,7 @@ fn every_attack_ends_with_its_reason() {
     let attacks = [
         ("spin", 0, "cpu_limit"),
         ("return", 2_000_000, "call_size_limit"),
-        ("return", 300_000, "bad_result"),
+        ("return", 600_000, "bad_result"),
         ("log", 2_000, "log_limit"),
         ("call", 10_001, "host_call_limit"),
         ("call with much", 50, "host_call_limit"),
@@ -68,7 +68,7 @@ fn every_attack_ends_with_its_reason() {
         assert_eq!(attack(&server, "nothing", 0)["failed"], json!(false), "after {what}");
     }
     for (what, n) in
-        [("return", 200_000), ("log", 600), ("call", 9_000), ("allocate", 32 << 20), ("handles", 100), ("deep", 100)]
+        [("return", 400_000), ("log", 600), ("call", 9_000), ("allocate", 32 << 20), ("handles", 100), ("deep", 100)]
     {
         assert_eq!(attack(&server, what, n)["failed"], json!(false), "within its limit: {what} {n}");
     }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::report;
 use crate::support::lab::Lab;
 use crate::support::server::Server;
-use crate::support::{hostile, scouter};
+use crate::support::{hostile, plugins, scouter};
 
 fn median(mut samples: Vec<f64>) -> f64 {
     samples.sort_by(f64::total_cmp);
@@ -103,6 +103,33 @@ pub fn waiting(lab: &Lab) {
         &format!("{:.1} MiB", mib(held.saturating_sub(idle))),
         "< 64 MiB",
     );
+}
+
+/// What 32 plugins that compute without end do to the API and to somebody's ping.
+pub fn neighbours(lab: &Lab) {
+    let both = format!("{},{}", plugins().display(), hostile().display());
+    let settings =
+        [("SCOUTER_MAX_PROCESS_COUNT", "40"), ("SCOUTER_LOG", "error"), ("SCOUTER_PLUGIN_DIR", both.as_str())];
+    let server = lab.server(&settings);
+    let spinners: Vec<Value> = (0..32).map(|_| json!({"do": "spin"})).collect();
+    let calm = server.test("ping", &json!({"dst": "10.77.0.2", "count": 20, "interval_ms": 20}));
+    let payload = json!({"hostile": spinners}).to_string();
+    let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload)).body["receipt"].clone();
+    let path = format!("/api/v1.0/tests?receipt={}", receipt.as_str().expect("a receipt"));
+    let mut samples = vec![];
+    let disturbed = server.test("ping", &json!({"dst": "10.77.0.2", "count": 20, "interval_ms": 20}));
+    while server.get(&path).body["is_running"] == json!(true) {
+        let started = Instant::now();
+        assert_eq!(server.get("/api/v1.0/status").status, 200);
+        samples.push(started.elapsed().as_secs_f64() * 1e3);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    samples.sort_by(f64::total_cmp);
+    let p99 = samples[samples.len() * 99 / 100];
+    report("GET /status beside 32 spinning plugins, p99", &format!("{p99:.1} ms"), "< 100 ms");
+    let rtt = |test: &Value| test["result"]["stats"]["p50_ms"].as_f64().expect("a number") * 1e3;
+    let got = format!("{:.0} us, alone {:.0} us", rtt(&disturbed), rtt(&calm));
+    report("ping beside 32 spinning plugins, median RTT", &got, "within 1 ms");
 }
 
 /// Our round-trip times and ping(8)'s to the same host, in turns.

@@ -19,6 +19,7 @@ const ALL: &[Measure] = &[
     ("sandbox", figures::sandbox),
     ("start", figures::start),
     ("waiting", figures::waiting),
+    ("neighbours", figures::neighbours),
     ("rtt", figures::rtt),
     ("phases", figures::phases),
     ("status", load::status),

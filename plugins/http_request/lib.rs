@@ -50,9 +50,9 @@ pub struct Options {
     /// Which addresses of a name are used.
     #[serde(default)]
     family: FamilyOption,
-    /// Bytes of the response's body to return, 0–131072.
+    /// Bytes of the response's body to return, 0–32768.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 131_072))]
+    #[schemars(range(min = 0, max = 32_768))]
     keep_body: u32,
 }
 

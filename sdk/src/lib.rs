@@ -46,7 +46,7 @@
 //! ones and wrong ones are dealt with by the schema, before the plugin runs. So a range that the schema states need
 //! not be checked again.
 //!
-//! What a plugin may use is bounded (CPU time 1 s, memory 64 MiB, 10,000 host calls, a result of 256 KiB); waiting for
+//! What a plugin may use is bounded (CPU time 1 s, memory 64 MiB, 10,000 host calls, a result of 512 KiB); waiting for
 //! the network is not CPU time. A plugin that passes a bound costs one failed test.
 
 pub mod options;

@@ -317,6 +317,12 @@ fn bodies_are_counted_decoded_and_kept(lab: &Lab) {
         json!(headers.trim().parse::<u64>().expect("a number")),
         "as curl counts them"
     );
+    // Bytes that JSON writes with six characters each, and bytes that are not UTF-8.
+    for byte in [0_u8, 0xff] {
+        std::fs::write(lab.path("www/binary"), vec![byte; 40_000]).expect("written");
+        let kept = request(&server, json!({"url": "http://v4.lab.test/binary", "keep_body": 32768}));
+        assert_eq!(kept["body"].as_str().map(|body| body.chars().count()), Some(32768));
+    }
     let huge = request(&server, json!({"url": "http://v4.lab.test/huge"}));
     assert_eq!((&huge["status"], &huge["failed"]), (&json!(63), &json!(true)), "{huge}");
 }

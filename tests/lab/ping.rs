@@ -26,6 +26,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         duplicates_late_and_forged_replies_are_told_apart,
         a_forger_who_floods_identifiers_is_not_believed,
         without_raw_sockets_datagram_ones_do_the_same,
+        cap_net_raw_is_all_that_raw_mode_needs,
         without_any_icmp_socket_only_pings_fail,
         a_machine_without_ipv6_serves,
     )
@@ -344,7 +345,7 @@ fn without_raw_sockets_datagram_ones_do_the_same(lab: &Lab) {
     let server = lab.server_by(nobody(&lab.probe), &[("SCOUTER_CACHE_DIR", "/nonexistent/scouter")]);
     let status = server.get("/api/v1.0/status").body;
     assert_eq!(
-        (&status["network"]["icmp_v4"], &status["network"]["icmp_v6"]),
+        (&status["network"]["icmp_v4"]["mode"], &status["network"]["icmp_v6"]["mode"]),
         (&json!("datagram"), &json!("datagram")),
         "{status}"
     );
@@ -372,6 +373,22 @@ fn without_raw_sockets_datagram_ones_do_the_same(lab: &Lab) {
     let many: Vec<Value> = (0..200).map(|_| json!({"dst": "10.77.0.2", "count": 2, "interval_ms": 50})).collect();
     for test in server.run(&json!({"ping": many}))["ping"].as_array().expect("a list") {
         assert_eq!((&test["result"]["recv"], &test["result"]["sent"]), (&json!(2), &json!(2)), "{test}");
+    }
+}
+
+fn cap_net_raw_is_all_that_raw_mode_needs(lab: &Lab) {
+    let mut command = lab.probe.command("setpriv");
+    let drop = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    command.args(drop).args([
+        "--inh-caps=-all,+net_raw",
+        "--ambient-caps=-all,+net_raw",
+        "--bounding-set=-all,+net_raw",
+    ]);
+    command.arg(scouter());
+    let server = lab.server_by(command, &[("SCOUTER_CACHE_DIR", "/nonexistent/scouter")]);
+    for dst in ["10.77.0.2", "fd77::2"] {
+        let result = ping(&server, json!({"dst": dst, "count": 2, "interval_ms": 20}));
+        assert_eq!((&result["recv"], &result["mode"]), (&json!(2), &json!("raw")), "{result}");
     }
 }
 

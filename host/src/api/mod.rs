@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
@@ -45,17 +45,25 @@ pub struct Api {
 /// Which socket modes are in use, as `/status` shows them.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Network {
-    pub icmp_v4: String,
-    pub icmp_v6: String,
+    pub icmp_v4: SocketMode,
+    pub icmp_v6: SocketMode,
     pub nameservers: Vec<String>,
     pub trust_anchors: String,
     pub targets: String,
 }
 
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct SocketMode {
+    /// `raw`, `datagram`, or null when there is no such socket.
+    pub mode: Option<&'static str>,
+    /// Why it is not better than it is.
+    pub why: Option<String>,
+}
+
 impl Network {
     #[must_use]
     pub fn of(net: &Net, policy: &crate::policy::Policy) -> Self {
-        let [icmp_v4, icmp_v6] = net.icmp.modes();
+        let [icmp_v4, icmp_v6] = net.icmp.modes().map(|(mode, why)| SocketMode { mode, why: why.map(str::to_owned) });
         Self {
             icmp_v4,
             icmp_v6,
@@ -68,14 +76,12 @@ impl Network {
 
 /// All routes.
 pub fn router(api: Arc<Api>) -> Router {
-    let max_body = api.max_body;
     let v1 = Router::new()
         .merge(tests::routes())
         .merge(status::routes())
         .merge(plugins::routes())
         .fallback(|| async { ApiError::NoSuchRoute })
         .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
-        .layer(DefaultBodyLimit::max(max_body))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), auth::require))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), count));
     Router::new()

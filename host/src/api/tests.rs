@@ -94,6 +94,10 @@ async fn submit(
     check_media_type(request.headers())?;
     let body = read(request.into_body(), api.max_body).await?;
     let payload = Payload::parse(&body, api.max_tests)?;
+    // Once more: a body may take its time, and the server may have begun to stop meanwhile.
+    if api.stopping.load(Ordering::Relaxed) {
+        return Err(ApiError::ShuttingDown);
+    }
     let receipt = api.runner.submit(Plan::new(payload, &api.plugins), &api.receipts)?;
     let mut response = match wait {
         Some(wait) => {

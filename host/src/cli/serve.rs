@@ -87,7 +87,13 @@ async fn expire(receipts: Arc<Receipts>) {
 
 fn announce(api: &Api, listening: &Listening, settings: &Serve) {
     let names: Vec<&str> = api.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
-    tracing::info!(v4 = api.network.icmp_v4, v6 = api.network.icmp_v6, "ICMP");
+    for (family, socket) in [("IPv4", &api.network.icmp_v4), ("IPv6", &api.network.icmp_v6)] {
+        match (socket.mode, &socket.why) {
+            (Some(mode), None) => tracing::info!(family, mode, "ICMP"),
+            (Some(mode), Some(why)) => tracing::info!(family, mode, why, "ICMP"),
+            (None, why) => tracing::warn!(family, why, "no ICMP: pings will fail"),
+        }
+    }
     tracing::info!(
         nameservers = api.network.nameservers.join(" "),
         trust_anchors = api.network.trust_anchors,

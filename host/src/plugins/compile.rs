@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use hmac::{Hmac, Mac};
 use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use sha2::{Digest, Sha256};
 use std::hash::{Hash, Hasher};
 use wasmtime::Engine;
@@ -206,6 +207,9 @@ pub fn child_main() -> anyhow::Result<()> {
     limit(Resource::As, engine::COMPILE_MEMORY)?;
     limit(Resource::Core, 0)?;
     rustix::process::nice(10)?;
+    // Whatever goes wrong in here happens without raw sockets or anything else of root's.
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     let mut wasm = Vec::new();
     std::io::stdin().lock().read_to_end(&mut wasm)?;
     let code = engine::compiler()?.precompile_component(&wasm)?;

@@ -34,7 +34,7 @@ pub const HOST_CALL_BYTES: usize = 8 << 20;
 pub const LOG_BYTES: usize = 64 << 10;
 
 /// The result, and each partial result.
-pub const RESULT_BYTES: usize = 256 << 10;
+pub const RESULT_BYTES: usize = 512 << 10;
 
 /// Sessions (open sockets) at once, packets and distinct targets in one run.
 pub const SESSIONS: usize = 32;

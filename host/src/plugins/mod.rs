@@ -78,7 +78,7 @@ impl Plugins {
             for path in files {
                 match Plugin::load(&path, &engine, &linker, &cache, lent).await {
                     Ok(plugin) => plugins.add(path, plugin),
-                    Err(error) => plugins.refuse(path, format!("{error:#}")),
+                    Err(error) => plugins.refuse(path, &format!("{error:#}")),
                 }
             }
         }
@@ -94,13 +94,15 @@ impl Plugins {
     fn add(&mut self, path: PathBuf, plugin: Plugin) {
         if let Some(first) = self.by_name.get(&plugin.name) {
             let reason = format!("a plugin named '{}' (version {}) is loaded already", first.name, first.version);
-            self.refuse(path, reason);
+            self.refuse(path, &reason);
         } else {
             self.by_name.insert(plugin.name.clone(), Arc::new(plugin));
         }
     }
 
-    fn refuse(&mut self, path: PathBuf, reason: String) {
+    fn refuse(&mut self, path: PathBuf, reason: &str) {
+        // Parts of it come from the file: they must not write to a terminal or a log on their own.
+        let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect();
         tracing::warn!(file = %path.display(), reason, "plugin refused");
         self.refused.push((path, reason));
     }

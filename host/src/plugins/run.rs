@@ -198,7 +198,7 @@ impl Plugin {
         let ran = outcome.message.is_none() || !object.is_empty();
         if ran && let Some(error) = self.result.iter_errors(&value).next() {
             let at = error.instance_path().as_str().to_owned();
-            return bad(format!("not as its schema says at '{at}'"));
+            return bad(format!("not as its schema says at '{}'", at.escape_debug()));
         }
         if outcome.message.as_ref().is_some_and(|m| m.len() > 4096) {
             return bad("its message is over 4096 bytes".into());

@@ -85,8 +85,9 @@ pub enum StartError {
 /// What a family can do on this machine.
 enum Way {
     Raw(Arc<raw::Raw>),
-    Datagram,
-    /// And why.
+    /// And why not raw.
+    Datagram(String),
+    /// And why not.
     None(String),
 }
 
@@ -118,7 +119,7 @@ impl Icmp {
         let open = |v6| match raw::Raw::open(v6, Arc::clone(&secret)) {
             Ok(raw) => Way::Raw(raw),
             Err(raw) => match datagram::probe(v6) {
-                Ok(()) => Way::Datagram,
+                Ok(()) => Way::Datagram(format!("no raw socket: {raw}; needs CAP_NET_RAW")),
                 Err(datagram) => Way::None(format!(
                     "no ICMPv{} socket: raw ({raw}; needs CAP_NET_RAW), datagram ({datagram}; needs net.ipv4.ping_group_range to cover this group)",
                     if v6 { 6 } else { 4 }
@@ -128,13 +129,13 @@ impl Icmp {
         Self { v4: open(false), v6: open(true), secret }
     }
 
-    /// `raw`, `datagram` or why neither, for IPv4 and IPv6.
+    /// For IPv4 and IPv6: `raw`, `datagram` or nothing, and why it is not better.
     #[must_use]
-    pub fn modes(&self) -> [String; 2] {
+    pub fn modes(&self) -> [(Option<&'static str>, Option<&str>); 2] {
         [&self.v4, &self.v6].map(|way| match way {
-            Way::Raw(_) => "raw".into(),
-            Way::Datagram => "datagram".into(),
-            Way::None(why) => why.clone(),
+            Way::Raw(_) => (Some("raw"), None),
+            Way::Datagram(why) => (Some("datagram"), Some(why.as_str())),
+            Way::None(why) => (None, Some(why.as_str())),
         })
     }
 
@@ -159,7 +160,7 @@ impl Icmp {
                 let link = raw.attach(target, &series.plan)?;
                 (Mode::Raw, tokio::spawn(series.run(link)))
             }
-            Way::Datagram => {
+            Way::Datagram(_) => {
                 let link = datagram::Datagram::open(target, &series.plan, Arc::clone(&self.secret))?;
                 (Mode::Datagram, tokio::spawn(series.run(link)))
             }
