@@ -109,7 +109,7 @@ pub fn waiting(lab: &Lab) {
 pub fn neighbours(lab: &Lab) {
     let both = format!("{},{}", plugins().display(), hostile().display());
     let settings =
-        [("SCOUTER_MAX_PROCESS_COUNT", "40"), ("SCOUTER_LOG", "error"), ("SCOUTER_PLUGIN_DIR", both.as_str())];
+        [("SCOUTER_MAX_PROCESS_COUNT", "40"), ("SCOUTER_LOG", "info"), ("SCOUTER_PLUGIN_DIR", both.as_str())];
     let server = lab.server(&settings);
     let spinners: Vec<Value> = (0..32).map(|_| json!({"do": "spin"})).collect();
     let calm = server.test("ping", &json!({"dst": "10.77.0.2", "count": 20, "interval_ms": 20}));
