@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         a_wrong_setting_names_variable_value_and_what_is_allowed,
         older_names_of_settings_work,
         help_shows_every_setting_and_no_secret,
+        secrets_come_from_a_file_and_short_ones_are_warned_about,
         plugins_lists_types_and_options,
     )
 }
@@ -156,4 +157,21 @@ fn plugins_lists_types_and_options() {
     );
     let json: Value = serde_json::from_str(&out(&scouter(&["plugins", "--json"], &[]))).expect("JSON");
     assert_eq!(json[2]["name"], "ping");
+}
+
+fn secrets_come_from_a_file_and_short_ones_are_warned_about() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "a-secret-from-a-file\r\nshort\n").expect("written");
+    let mut command = command();
+    command.env("SCOUTER_API_SECRET_FILE", file.path());
+    let server = Server::spawn_with(command, &[], None, None);
+    for (secret, status) in [("a-secret-from-a-file", 200), ("short", 200), ("", 403), ("file", 403)] {
+        let answer = server.raw("GET", "/api/v1.0/status", &[("authorization", secret)], None);
+        assert_eq!(answer.status, status, "{secret:?}");
+    }
+    assert!(
+        server.log().contains("shorter than 16 characters") && !server.log().contains("from-a-file"),
+        "{}",
+        server.log()
+    );
 }

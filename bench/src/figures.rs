@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
+use scouter::api::Auth;
 use scouter::imports::Lent;
 use scouter::net::Net;
 use scouter::net::resolver::SystemConfig;
 use scouter::plugins::{Partial, Plugins};
 use scouter::policy::Policy;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::report;
@@ -60,6 +63,39 @@ pub fn sandbox(_: &Lab) {
         samples
     });
     report("sandbox: instantiate and run nothing, median", &format!("{:.1} us", median(samples)), "< 100 us");
+}
+
+/// Does the time that a wrong secret takes tell how much of it is right? Welch's t over two kinds of wrong ones, in
+/// turns, without the slowest tenth of each (whoever was interrupted); beyond 4.5 it would.
+pub fn auth(_: &Lab) {
+    let right = "a-secret-that-nobody-will-guess";
+    let auth = Auth::new(vec![Sha256::digest(right).into()]);
+    let headers = |secret: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", secret.parse().expect("a header value"));
+        headers
+    };
+    let kinds = [headers("X-wrong-from-the-first-byte-onX"), headers("a-secret-that-nobody-will-guesS")];
+    let mut samples = [vec![], vec![]];
+    // In an order that no predictor learns (a linear congruential generator's upper bit).
+    let mut state = 1_u64;
+    for _ in 0..1_000_000 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let kind = usize::from(state >> 63 == 1);
+        let started = Instant::now();
+        assert!(!std::hint::black_box(auth.accepts(&kinds[kind])));
+        samples[kind].push(started.elapsed().as_secs_f64() * 1e9);
+    }
+    let [a, b] = samples.map(|mut samples| {
+        samples.sort_by(f64::total_cmp);
+        samples.truncate(samples.len() * 9 / 10);
+        let count = f64::from(u32::try_from(samples.len()).expect("a million"));
+        let mean = samples.iter().sum::<f64>() / count;
+        let variance = samples.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        (mean, variance / count)
+    });
+    let t = ((a.0 - b.0) / (a.1 + b.1).sqrt()).abs();
+    report("wrong secrets, right in no byte or all but one: |t|", &format!("{t:.2}"), "< 4.5");
 }
 
 /// From the start of the process to its first answered request, with compiled plugins cached; and what it weighs then.

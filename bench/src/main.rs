@@ -17,6 +17,7 @@ type Measure = (&'static str, fn(&Lab));
 
 const ALL: &[Measure] = &[
     ("sandbox", figures::sandbox),
+    ("auth", figures::auth),
     ("start", figures::start),
     ("waiting", figures::waiting),
     ("neighbours", figures::neighbours),

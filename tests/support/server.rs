@@ -53,9 +53,19 @@ impl Server {
     }
 
     /// In a namespace, by a command that ends in the program.
-    pub fn spawn(mut command: Command, settings: &[(&str, &str)], namespace: Option<Namespace>) -> Self {
+    pub fn spawn(command: Command, settings: &[(&str, &str)], namespace: Option<Namespace>) -> Self {
+        Self::spawn_with(command, settings, namespace, Some(SECRET))
+    }
+
+    /// As [`spawn`](Self::spawn), with another secret or none in the environment.
+    pub fn spawn_with(
+        mut command: Command,
+        settings: &[(&str, &str)],
+        namespace: Option<Namespace>,
+        secret: Option<&str>,
+    ) -> Self {
         command
-            .env("SCOUTER_API_SECRET", SECRET)
+            .envs(secret.map(|secret| ("SCOUTER_API_SECRET", secret)))
             .env("SCOUTER_LISTEN", "127.0.0.1")
             .env("API_PORT", "0")
             .env("SCOUTER_PLUGIN_DIR", plugins())

@@ -36,7 +36,8 @@ impl Auth {
 
     /// The same work whether or not the header is there and however much of it is right: digests are compared, all of
     /// them, in constant time (threat 27).
-    fn accepts(&self, headers: &HeaderMap) -> bool {
+    #[must_use]
+    pub fn accepts(&self, headers: &HeaderMap) -> bool {
         let given = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
         let bearer = match given.split_first_chunk::<7>() {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"Bearer ") => rest,
