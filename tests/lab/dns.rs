@@ -22,6 +22,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         name_servers_are_tried_in_order,
         only_the_answer_to_the_question_is_taken,
         malformed_answers_are_errors,
+        names_are_looked_up_as_resolv_conf_and_hosts_say,
     )
 }
 
@@ -287,4 +288,44 @@ fn malformed_answers_are_errors(lab: &Lab) {
         assert!(test["message"].as_str().is_some_and(|m| m.contains("the answer is malformed")), "{name}: {test}");
         assert!(started.elapsed() < Duration::from_secs(2), "{name}");
     }
+}
+
+fn names_are_looked_up_as_resolv_conf_and_hosts_say(lab: &Lab) {
+    let (resolv, hosts) = (lab.path("search.conf"), lab.path("hosts"));
+    // The first server is not there, so that the second is asked; short names are looked for in two domains.
+    let configuration = "nameserver 10.77.0.8\nnameserver 10.77.0.2\nsearch nothing.test lab.test\noptions ndots:1\n";
+    std::fs::write(&resolv, configuration).expect("written");
+    std::fs::write(&hosts, "10.77.0.3 only-here\nfd77::3 only-here\n10.77.0.4 v4.lab.test\n").expect("written");
+    let mut command = lab.probe.command("unshare");
+    let mounts = format!(
+        "mount --bind {} /etc/resolv.conf && mount --bind {} /etc/hosts && exec {}",
+        resolv.display(),
+        hosts.display(),
+        crate::support::scouter()
+    );
+    command.args(["-m", "sh", "-c", &mounts]);
+    let server = lab.server_by(command, &[]);
+    for (name, family, address) in [
+        ("h3", "4", Some("10.77.0.3")),
+        ("h3", "6", Some("fd77::3")),
+        ("h3.lab.test", "4", Some("10.77.0.3")),
+        ("alias", "6", Some("fd77::2")),
+        ("alias.lab.test.", "4", Some("10.77.0.2")),
+        ("only-here", "4", Some("10.77.0.3")),
+        ("only-here", "6", Some("fd77::3")),
+        ("ONLY-HERE", "any", Some("fd77::3")),
+        ("v4.lab.test", "4", Some("10.77.0.4")),
+        ("h3.", "4", None),
+        ("nothing", "4", None),
+        ("v4.lab.test", "6", None),
+    ] {
+        let test = server.test("ping", &json!({"dst": name, "family": family, "count": 1}));
+        if let Some(address) = address {
+            assert_eq!(test["result"]["address"], address, "{name} {family}: {test}");
+        } else {
+            let message = test["message"].as_str().expect("a message");
+            assert!(message.starts_with(&format!("Unable to resolve '{name}'")), "{name} {family}: {test}");
+        }
+    }
+    assert_eq!(server.get("/api/v1.0/status").body["network"]["nameservers"], json!(["10.77.0.8", "10.77.0.2"]));
 }

@@ -16,8 +16,17 @@ const STAGGER: Duration = Duration::from_millis(250);
 pub enum DialError {
     #[error(transparent)]
     Denied(#[from] Denied),
-    #[error("Failed to connect to {address}: {error}")]
+    #[error("Failed to connect to {address}: {}", words(error))]
     Failed { address: SocketAddr, error: std::io::Error },
+}
+
+/// A system error without its number.
+#[must_use]
+pub fn words(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => nix::Error::from_raw(number).desc().to_owned(),
+        None => error.to_string(),
+    }
 }
 
 /// The addresses that may be reached, IPv6 and IPv4 in turn. A name none of whose addresses is open is refused.

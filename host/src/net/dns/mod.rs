@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Net;
+use super::dial::words;
 use crate::policy::Permitted;
 
 pub use message::{Answer, Flags, Record};
@@ -84,11 +85,11 @@ impl AskError {
         match error.kind() {
             ErrorKind::ConnectionRefused => Self::Refused,
             ErrorKind::TimedOut => Self::Timeout,
-            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Self::Unreachable(error.to_string()),
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Self::Unreachable(words(error)),
             ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe => {
                 Self::Malformed("the server closed the connection without an answer".into())
             }
-            _ => Self::Unavailable(error.to_string()),
+            _ => Self::Unavailable(words(error)),
         }
     }
 }

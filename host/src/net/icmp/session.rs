@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::{Instant as TokioInstant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::wire::Kind;
 use super::{ErrorMessage, Event, Plan, Reply};
@@ -73,7 +73,9 @@ impl Series {
 
     /// Runs to the end: every request answered or lost.
     pub async fn run(mut self, mut link: impl Link) {
-        let start = TokioInstant::now();
+        // A process that was held up goes on at its pace: what it missed is not sent in one burst.
+        let mut pace = interval(self.plan.interval);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next_seq = 1;
         loop {
             let all_sent = next_seq > self.plan.count;
@@ -81,13 +83,12 @@ impl Series {
             if all_sent && oldest.is_none() {
                 break;
             }
-            let send_at = start + self.plan.interval * u32::from(next_seq - 1);
-            let give_up_at = oldest.map_or(send_at, |sent| (sent + self.plan.timeout + GRACE).into());
+            let give_up_at = oldest.map_or_else(Instant::now, |sent| (sent + self.plan.timeout + GRACE).into());
             tokio::select! {
                 // What has arrived is looked at before anything is called lost.
                 biased;
                 arrival = link.arrival() => self.arrived(&arrival),
-                () = sleep_until(send_at), if !all_sent => {
+                _ = pace.tick(), if !all_sent => {
                     match link.send(next_seq).await {
                         Ok(sent) => {
                             self.requests.insert(next_seq, Request { sent, state: State::Waiting });
