@@ -167,6 +167,12 @@ impl Probe for HttpRequest {
                 _ => break false,
             }
         };
+        // The probing host's own trouble is no answer of the target's, however far the test came.
+        if let Some(Err(failure)) = hops.last().map(|hop| &hop.outcome)
+            && failure.kind == http::FailureKind::Unavailable
+        {
+            return Err(failure.reason.as_str().into());
+        }
         // What cannot be sent at all is the caller's mistake, not the target's answer.
         if let [Hop { outcome: Err(failure), .. }] = hops.as_slice() {
             match failure.kind {

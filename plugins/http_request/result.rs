@@ -243,7 +243,7 @@ pub fn curl_code(kind: http::FailureKind) -> u16 {
     match kind {
         Kind::Invalid => 3,
         Kind::Name => 6,
-        Kind::Denied | Kind::Connect => 7,
+        Kind::Denied | Kind::Unavailable | Kind::Connect => 7,
         Kind::Timeout => 28,
         Kind::Handshake => 35,
         Kind::EmptyReply => 52,

@@ -191,6 +191,10 @@ fn what_this_host_cannot_send_is_not_the_targets_loss(lab: &Lab) {
     let server = lab.server_in(&small, &[("SCOUTER_TARGETS_ALLOW", "any")]);
     let test = server.test("ping", &json!({"dst": "192.0.2.1", "count": 2, "interval_ms": 10}));
     assert_eq!((&test["message"], &test["result"]), (&json!("This host has no route to the target."), &json!({})));
+    for options in [json!({"url": "http://192.0.2.1/"}), json!({"url": "https://192.0.2.1/", "version": 3})] {
+        let test = server.test("http_request", &options);
+        assert_eq!(test["message"], json!("This host has no route to the target."), "{test}");
+    }
     // Loopback takes 600 bytes at most, and may not fragment.
     small.sh("ip link set lo mtu 600");
     let options =

@@ -221,6 +221,7 @@ fn failed(url: &Url, failure: engine::Failure) -> Failure {
         kind: match failure.kind {
             FailureKind::Invalid => Kind::Invalid,
             FailureKind::Denied => Kind::Denied,
+            FailureKind::Unavailable => Kind::Unavailable,
             FailureKind::Name => Kind::Name,
             FailureKind::Connect => Kind::Connect,
             FailureKind::Timeout => Kind::Timeout,

@@ -20,6 +20,14 @@ pub enum DialError {
     Failed { address: SocketAddr, error: std::io::Error },
 }
 
+/// Is it this host that cannot, rather than the target? Descriptors, memory, ports, its own firewall.
+#[must_use]
+pub fn is_own_trouble(error: &std::io::Error) -> bool {
+    use nix::libc::{EACCES, EADDRNOTAVAIL, EAFNOSUPPORT, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM};
+    let own = [EACCES, EADDRNOTAVAIL, EAFNOSUPPORT, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM];
+    error.raw_os_error().is_some_and(|number| own.contains(&number))
+}
+
 /// A system error without its number.
 #[must_use]
 pub fn words(error: &std::io::Error) -> String {
@@ -118,6 +126,14 @@ mod tests {
         assert_eq!(vetted("10.0.0.0/8", &addresses), Ok(vec!["2600::1".into(), "10.0.0.1".into(), "10.0.0.2".into()]));
         let denied = vetted("10.0.0.0/8", &["127.0.0.1", "::1"]).expect_err("closed");
         assert_eq!(denied.to_string(), "Target 'x.example (127.0.0.1)' is not allowed: it is a loopback address.");
+    }
+
+    #[test]
+    fn the_targets_refusal_is_not_this_hosts_trouble() {
+        let error = std::io::Error::from_raw_os_error;
+        assert!(is_own_trouble(&error(nix::libc::EMFILE)) && is_own_trouble(&error(nix::libc::EADDRNOTAVAIL)));
+        assert!(!is_own_trouble(&error(nix::libc::ECONNREFUSED)) && !is_own_trouble(&error(nix::libc::EHOSTUNREACH)));
+        assert_eq!(words(&error(nix::libc::ECONNREFUSED)), "Connection refused");
     }
 
     #[tokio::test]

@@ -258,6 +258,9 @@ pub enum QuicError {
     Handshake(String),
     #[error("{0}")]
     Connect(String),
+    /// This host's own trouble.
+    #[error("{0}")]
+    Host(std::io::Error),
 }
 
 /// A QUIC connection (RFC 9000) to a vetted address, on a socket of its own.
@@ -277,7 +280,7 @@ pub async fn quic(
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(|e| handshake(&e))?;
     let local: SocketAddr =
         if target.address().is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let mut endpoint = quinn::Endpoint::client(local).map_err(|e| QuicError::Connect(e.to_string()))?;
+    let mut endpoint = quinn::Endpoint::client(local).map_err(QuicError::Host)?;
     endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
     let connecting =
         endpoint.connect(SocketAddr::new(target.address(), port), server_name).map_err(|e| handshake(&e))?;

@@ -142,6 +142,7 @@ pub async fn quic(net: &Net, server: Permitted, port: u16, name: &str, query: &Q
     let connected = crate::net::tls::quic(&net.tls, server, port, name, "doq", true).await;
     let (endpoint, connection, _) = connected.map_err(|error| match error {
         QuicError::Connect(words) => AskError::Unreachable(words),
+        QuicError::Host(error) => AskError::from_io(&error),
         QuicError::Certificate(words) | QuicError::Handshake(words) => AskError::Insecure(words),
     })?;
     let exchange = async {

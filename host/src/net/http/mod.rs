@@ -22,8 +22,8 @@ use url::Url;
 
 use self::body::Taken;
 use self::marks::{Marked, Marks};
-use super::dial::{self, DialError};
-use super::resolver::LookupError;
+use super::dial::{self, DialError, is_own_trouble, words};
+use super::resolver::{LookupError, has_route};
 use super::tls::{Facts, QuicError, negotiated};
 use super::{Family, Net};
 use crate::policy::{Permitted, Policy};
@@ -76,6 +76,8 @@ pub struct Response {
 pub enum FailureKind {
     Invalid,
     Denied,
+    /// This host's own trouble.
+    Unavailable,
     Name,
     Connect,
     Timeout,
@@ -108,7 +110,11 @@ impl From<LookupError> for Step {
 
 impl From<DialError> for Step {
     fn from(error: DialError) -> Self {
-        let kind = if matches!(error, DialError::Denied(_)) { FailureKind::Denied } else { FailureKind::Connect };
+        let kind = match &error {
+            DialError::Denied(_) => FailureKind::Denied,
+            DialError::Failed { error, .. } if is_own_trouble(error) => FailureKind::Unavailable,
+            DialError::Failed { .. } => FailureKind::Connect,
+        };
         Self(kind, error.to_string())
     }
 }
@@ -118,6 +124,7 @@ impl From<QuicError> for Step {
         match error {
             QuicError::Certificate(words) => Self(FailureKind::Certificate, words),
             QuicError::Handshake(words) => Self(FailureKind::Handshake, format!("QUIC handshake failed: {words}")),
+            QuicError::Host(error) => Self(FailureKind::Unavailable, format!("QUIC socket: {}", words(&error))),
             QuicError::Connect(words) => Self(FailureKind::Connect, format!("QUIC connection failed: {words}")),
         }
     }
@@ -160,6 +167,10 @@ async fn attempt(net: &Net, policy: &Policy, request: &Request, marks: &Arc<Mark
     // A name opens only what it resolves to, not an address that the caller put in its place.
     let name_vetted = name.filter(|_| request.resolve.is_none());
     let open = dial::vet(policy, &addresses, name_vetted).map_err(DialError::from)?;
+    // Without this a packet that never left would read as the target's silence.
+    if !open.iter().any(|permitted| has_route(permitted.address())) {
+        return Err(Step(FailureKind::Unavailable, "This host has no route to the target.".into()));
+    }
     if request.version == Version::Http3 {
         return v3::exchange(net, &open, port, &host, request, marks).await;
     }
