@@ -85,9 +85,8 @@ impl Series {
             }
             let give_up_at = oldest.map_or_else(Instant::now, |sent| (sent + self.plan.timeout + GRACE).into());
             tokio::select! {
-                // What has arrived is looked at before anything is called lost.
                 biased;
-                arrival = link.arrival() => self.arrived(&arrival),
+                // Sending comes first: a flood of arrivals must not hold it up.
                 _ = pace.tick(), if !all_sent => {
                     match link.send(next_seq).await {
                         Ok(sent) => {
@@ -98,6 +97,8 @@ impl Series {
                     }
                     next_seq += 1;
                 }
+                // What has arrived is looked at before anything is called lost.
+                arrival = link.arrival() => self.arrived(&arrival),
                 () = sleep_until(give_up_at), if oldest.is_some() => self.give_up(),
             }
         }
