@@ -3,7 +3,7 @@
 //!
 //! hickory-resolver reads the configuration and the hosts file. The asking is done by [`super::dns`]: hickory's resolver
 //! joins equal questions that are under way, so that of two tests at once one would be shown the other's answer and
-//! time, and a resolver of its own for each lookup costs 2 ms of CPU (measured: 588 instead of 1,730 requests a second).
+//! time, and a resolver of its own for each lookup costs more CPU than the rest of a request (0.7 ms, measured under load).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
