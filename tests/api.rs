@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::server::{SECRET, Server};
-use crate::support::{hostile, until};
+use crate::support::until;
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -33,13 +33,6 @@ pub fn trials() -> Vec<Trial> {
         guessing_receipts_finds_nothing,
         a_body_of_gigabytes_costs_no_memory,
     )
-}
-
-fn hostile_server(settings: &[(&str, &str)]) -> Server {
-    let folder = hostile();
-    let all: Vec<_> =
-        [("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8"))].into_iter().chain(settings.iter().copied()).collect();
-    Server::start(&all)
 }
 
 fn sleeping(ms: u64) -> Value {
@@ -296,7 +289,7 @@ fn a_test_that_cannot_run_says_why() {
 }
 
 fn receipts_show_results_as_tests_finish() {
-    let server = hostile_server(&[]);
+    let server = Server::hostile(&[]);
     let payload = json!({"hostile": [sleeping(600), {"do": "nothing", "id": "quick"}], "nothing": [{}]});
     let answer = server.request("POST", "/api/v1.0/tests", Some(&payload.to_string()));
     let path = format!("/api/v1.0/tests?receipt={}", answer.body["receipt"].as_str().expect("a receipt"));
@@ -327,7 +320,7 @@ fn receipts_show_results_as_tests_finish() {
 }
 
 fn results_over_a_receipts_budget_become_failed_tests() {
-    let server = hostile_server(&[("SCOUTER_MAX_RECEIPT_BYTES", "20000")]);
+    let server = Server::hostile(&[("SCOUTER_MAX_RECEIPT_BYTES", "20000")]);
     let results = server.run(&json!({"hostile": [{"do": "return", "n": 12000}, {"do": "return", "n": 12000}]}));
     let failed: Vec<_> =
         results["hostile"].as_array().expect("a list").iter().filter(|t| t["failed"] == json!(true)).collect();
@@ -351,7 +344,7 @@ fn receipts_expire() {
 }
 
 fn deleting_a_receipt_cancels_its_tests() {
-    let server = hostile_server(&[("SCOUTER_MAX_PROCESS_COUNT", "1")]);
+    let server = Server::hostile(&[("SCOUTER_MAX_PROCESS_COUNT", "1")]);
     let answer = server.request(
         "POST",
         "/api/v1.0/tests",
@@ -371,7 +364,7 @@ fn deleting_a_receipt_cancels_its_tests() {
 }
 
 fn a_full_queue_answers_429() {
-    let server = hostile_server(&[("SCOUTER_MAX_PROCESS_COUNT", "1"), ("SCOUTER_MAX_QUEUE", "2")]);
+    let server = Server::hostile(&[("SCOUTER_MAX_PROCESS_COUNT", "1"), ("SCOUTER_MAX_QUEUE", "2")]);
     let payload = json!({"hostile": [sleeping(60_000)]}).to_string();
     let mut full = None;
     for _ in 0..10 {
@@ -389,7 +382,7 @@ fn a_full_queue_answers_429() {
 }
 
 fn tests_over_all_requests_share_the_slots() {
-    let server = hostile_server(&[("SCOUTER_MAX_PROCESS_COUNT", "2")]);
+    let server = Server::hostile(&[("SCOUTER_MAX_PROCESS_COUNT", "2")]);
     let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -409,7 +402,7 @@ fn tests_over_all_requests_share_the_slots() {
 }
 
 fn status_tells_how_the_server_is() {
-    let server = hostile_server(&[]);
+    let server = Server::hostile(&[]);
     server.run(&json!({"hostile": [{"do": "panic"}]}));
     let status = server.get("/api/v1.0/status").body;
     let workers = status["worker_status"].as_array().expect("a list");
@@ -485,7 +478,7 @@ fn slow_heads_are_cut_off() {
 }
 
 fn sigterm_finishes_what_runs_and_exits_0() {
-    let mut server = hostile_server(&[]);
+    let mut server = Server::hostile(&[]);
     let payload = json!({"hostile": [sleeping(1500)]}).to_string();
     let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload)).body["receipt"]
         .as_str()
@@ -503,7 +496,7 @@ fn sigterm_finishes_what_runs_and_exits_0() {
 }
 
 fn sigterm_cuts_off_what_takes_too_long() {
-    let mut server = hostile_server(&[]);
+    let mut server = Server::hostile(&[]);
     let payload = json!({"hostile": [sleeping(60_000)]}).to_string();
     let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload)).body["receipt"]
         .as_str()

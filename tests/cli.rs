@@ -5,8 +5,8 @@ use std::process::Output;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use crate::support::plugins;
 use crate::support::server::{Server, command};
-use crate::support::{hostile, plugins};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -108,9 +108,7 @@ fn a_wrong_setting_names_variable_value_and_what_is_allowed() {
 }
 
 fn older_names_of_settings_work() {
-    let folder = hostile();
-    let server = Server::start(&[
-        ("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8")),
+    let server = Server::hostile(&[
         ("SCOUTER_MAX_THREAD_COUNT", "3"),
         ("UWSGI_CACHE_BLOCKSIZE", "5000"),
         ("UWSGI_WORKERS", "1"),

@@ -9,6 +9,9 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+/// DNS over UDP and TCP; over TLS and QUIC.
+const DNS_PORTS: [u16; 2] = [53, 853];
+
 /// An address that the policy was asked about, in its canonical form (an IPv4-mapped one is IPv4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Permitted(IpAddr);
@@ -162,13 +165,14 @@ impl Policy {
         Ok(Permitted(address))
     }
 
-    /// As [`permit`](Self::permit), for a DNS question: this host's own name servers may always be asked.
+    /// As [`permit`](Self::permit), for a DNS question: this host's own name servers may always be asked, on the ports
+    /// of DNS. On another port something else may listen, and a name server is often on loopback.
     ///
     /// # Errors
     /// [`Denied`], with the rule that refuses it.
-    pub fn permit_question(&self, server: IpAddr, name: Option<&str>) -> Result<Permitted, Denied> {
+    pub fn permit_question(&self, server: IpAddr, port: u16, name: Option<&str>) -> Result<Permitted, Denied> {
         let server = server.to_canonical();
-        if self.nameservers.contains(&server) {
+        if DNS_PORTS.contains(&port) && self.nameservers.contains(&server) {
             return Ok(Permitted(server));
         }
         self.permit(server, name)
@@ -342,7 +346,8 @@ mod tests {
     fn own_name_servers_may_be_asked_but_not_probed() {
         let policy = policy("", "");
         let server = "192.0.2.53".parse().expect("address");
-        assert!(policy.permit_question(server, None).is_ok());
+        assert!(policy.permit_question(server, 53, None).is_ok() && policy.permit_question(server, 853, None).is_ok());
+        assert!(policy.permit_question(server, 8000, None).is_err(), "something else may listen there");
         assert!(policy.permit(server, None).is_err());
     }
 

@@ -1,10 +1,12 @@
 //! Runs plans: a permit for each test, its deadline after the permit, its outcome into the receipt, cancel at any time.
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::FutureExt;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -129,13 +131,20 @@ impl Runner {
         let receipt = receipts.open(&plan);
         for (index, test) in plan.tests.into_iter().enumerate() {
             let (runner, receipts, receipt) = (Arc::clone(self), Arc::clone(receipts), Arc::clone(&receipt));
-            self.tasks.spawn_on(async move { runner.one(index, test, &receipts, &receipt).await }, &self.guests);
+            let run = async move {
+                // A mistake of this program must cost that test, not a receipt that never ends.
+                let one = AssertUnwindSafe(runner.one(index, &test, &receipts, &receipt)).catch_unwind();
+                if one.await.is_err() {
+                    receipts.record(&receipt, index, broken(&test.id), |_| broken(&test.id));
+                }
+            };
+            self.tasks.spawn_on(run, &self.guests);
         }
         Ok(receipt)
     }
 
     /// One test, from waiting to its place in the receipt.
-    async fn one(&self, index: usize, test: PlannedTest, receipts: &Arc<Receipts>, receipt: &Arc<Receipt>) {
+    async fn one(&self, index: usize, test: &PlannedTest, receipts: &Arc<Receipts>, receipt: &Arc<Receipt>) {
         let queued = Instant::now();
         let json = match &test.action {
             Action::Refuse { message } => {
@@ -278,6 +287,12 @@ fn cancelled(id: &Value, plugin: &Plugin, waited: Duration) -> Box<RawValue> {
     let plugin = Some(PluginName { name: &plugin.name, version: &plugin.version });
     let message = Some("The test was cancelled.".into());
     json(&Test { id, failed: true, message, result: &empty(), timing, plugin, error: Some(RunError::Cancelled.kind()) })
+}
+
+fn broken(id: &Value) -> Box<RawValue> {
+    let timing = Timing { queued_ms: 0.0, started_at: None, duration_ms: None };
+    let message = Some("The test ended on an error of the server's own. Please report it.".into());
+    json(&Test { id, failed: true, message, result: &empty(), timing, plugin: None, error: Some("host_error") })
 }
 
 fn too_large(id: &Value, max: usize) -> Box<RawValue> {

@@ -27,6 +27,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         a_forger_who_floods_identifiers_is_not_believed,
         without_raw_sockets_datagram_ones_do_the_same,
         cap_net_raw_is_all_that_raw_mode_needs,
+        a_plugin_that_waits_for_ever_ends_at_its_deadline,
         without_any_icmp_socket_only_pings_fail,
         a_machine_without_ipv6_serves,
     )
@@ -394,6 +395,22 @@ fn cap_net_raw_is_all_that_raw_mode_needs(lab: &Lab) {
         let result = ping(&server, json!({"dst": dst, "count": 2, "interval_ms": 20}));
         assert_eq!((&result["recv"], &result["mode"]), (&json!(2), &json!("raw")), "{result}");
     }
+}
+
+fn a_plugin_that_waits_for_ever_ends_at_its_deadline(lab: &Lab) {
+    let folder = hostile();
+    let server = lab.server(&[("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8")), ("SCOUTER_TEST_TIMEOUT", "1")]);
+    // A host call that waits a minute for a black hole.
+    let options = json!({"do": "hang", "to": "198.51.100.1"});
+    server.test("hostile", &options);
+    let (_, files) = server.weight();
+    for _ in 0..3 {
+        let started = std::time::Instant::now();
+        let test = server.test("hostile", &options);
+        assert_eq!(test["error"], json!("deadline"), "{test}");
+        assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+    }
+    assert!(server.weight().1 <= files + 1, "descriptors are not closed");
 }
 
 fn without_any_icmp_socket_only_pings_fail(lab: &Lab) {

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::lab::Namespace;
-use super::{plugins, scouter};
+use super::{hostile, plugins, scouter};
 
 pub const SECRET: &str = "a-secret-for-the-tests";
 
@@ -50,6 +50,13 @@ impl Server {
     /// On loopback, with these settings besides.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         Self::spawn(command(), settings, None)
+    }
+
+    /// On loopback, with the hostile plugin for a test type.
+    pub fn hostile(settings: &[(&str, &str)]) -> Self {
+        let folder = hostile();
+        let plugins = [("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8"))];
+        Self::start(&plugins.iter().chain(settings).copied().collect::<Vec<_>>())
     }
 
     /// In a namespace, by a command that ends in the program.

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{RunState, parse_address, wit};
 use crate::net::dns::{self, AskError, Question, Request, Transport};
-use crate::policy::Policy;
 use wit::dns::{AnswerFlags, DnsError, ResourceRecord};
 use wit::net::NetError;
 
@@ -85,9 +84,11 @@ impl From<dns::Answer> for wit::dns::Answer {
 impl wit::dns::Host for RunState {
     async fn ask(&mut self, request: wit::dns::Request) -> wasmtime::Result<Result<wit::dns::Answer, DnsError>> {
         self.call(request.question.name.len() + request.server_name.as_ref().map_or(0, String::len))?;
+        let transport = Transport::from(request.transport);
+        let port = request.port.unwrap_or(transport.port());
         // Two packets when it works at the first try; a bound on floods, not an account.
         let permitted = parse_address(&request.server)
-            .and_then(|server| self.permit(server, Policy::permit_question))
+            .and_then(|server| self.permit(server, |policy, server, name| policy.permit_question(server, port, name)))
             .and_then(|server| self.packets(2).map(|()| server));
         let server = match permitted {
             Ok(server) => server,
@@ -103,8 +104,8 @@ impl wit::dns::Host for RunState {
                 rtype: request.question.type_,
                 class: request.question.class,
             },
-            port: request.port,
-            transport: request.transport.into(),
+            port,
+            transport,
             server_name: request.server_name,
             recursion_desired: request.recursion_desired,
             dnssec_ok: request.dnssec_ok,

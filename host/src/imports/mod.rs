@@ -114,7 +114,7 @@ impl RunState {
     fn permit(
         &mut self,
         address: IpAddr,
-        ask: fn(&Policy, IpAddr, Option<&str>) -> Result<Permitted, Denied>,
+        ask: impl FnOnce(&Policy, IpAddr, Option<&str>) -> Result<Permitted, Denied>,
     ) -> Result<Permitted, wit::net::NetError> {
         let name = self.names.get(&address.to_canonical()).map(String::as_str);
         let permitted =

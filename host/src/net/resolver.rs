@@ -78,7 +78,7 @@ impl Resolver {
     #[must_use]
     pub fn new(config: SystemConfig, policy: &Policy) -> Self {
         let servers =
-            config.nameservers.iter().filter_map(|server| policy.permit_question(*server, None).ok()).collect();
+            config.nameservers.iter().filter_map(|server| policy.permit_question(*server, 53, None).ok()).collect();
         Self { config, servers }
     }
 
@@ -194,7 +194,7 @@ async fn ask(server: Permitted, name: &str, rtype: &str, wanted: bool) -> Result
     }
     let request = Request {
         question: Question { name: name.to_owned(), rtype: rtype.to_owned(), class: "IN".into() },
-        port: None,
+        port: 53,
         transport: Transport::Udp,
         server_name: None,
         recursion_desired: true,

@@ -273,7 +273,7 @@ mod tests {
     fn request(name: &str, rtype: &str) -> Request {
         Request {
             question: Question { name: name.into(), rtype: rtype.into(), class: "in".into() },
-            port: None,
+            port: 53,
             transport: Transport::Udp,
             server_name: None,
             recursion_desired: true,

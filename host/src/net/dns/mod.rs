@@ -48,7 +48,7 @@ pub struct Question {
 #[derive(Debug, Clone)]
 pub struct Request {
     pub question: Question,
-    pub port: Option<u16>,
+    pub port: u16,
     pub transport: Transport,
     pub server_name: Option<String>,
     pub recursion_desired: bool,
@@ -104,7 +104,7 @@ pub async fn ask(net: &Net, server: Permitted, request: &Request) -> Result<Answ
     }
     let query = message::Query::new(request)?;
     let timed = tokio::time::timeout(request.timeout, async {
-        let port = request.port.unwrap_or(request.transport.port());
+        let port = request.port;
         let name = request.server_name.clone().unwrap_or_else(|| server.address().to_string());
         let (reply, elapsed) = match request.transport {
             Transport::Tls => transport::tls(net, server, port, &name, &query).await?,
@@ -123,7 +123,7 @@ pub async fn ask(net: &Net, server: Permitted, request: &Request) -> Result<Answ
 pub async fn ask_in_clear(server: Permitted, request: &Request) -> Result<Answer, AskError> {
     let query = message::Query::new(request)?;
     let timed = tokio::time::timeout(request.timeout, async {
-        let port = request.port.unwrap_or(request.transport.port());
+        let port = request.port;
         if request.transport == Transport::Udp {
             let (reply, elapsed) = transport::udp(server, port, &query).await?;
             let answer = message::parse(&query, &reply, Transport::Udp, elapsed)?;
