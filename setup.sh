@@ -13,6 +13,9 @@ wanted() {
     if [ "${1:-}" = test ]; then
         echo 'ip iproute2 to make network namespaces for the lab'
         echo 'ping iputils-ping to compare our pings with'
+        echo 'traceroute traceroute to compare our traces with'
+        echo 'mtr mtr-tiny to compare our traces with'
+        echo 'g++ g++ to compile libFuzzer, which looks for input that breaks our parsers'
         echo 'dig bind9-dnsutils to compare our DNS answers with'
         echo 'openssl openssl to make the certificates of the lab'
         echo 'nsd nsd the DNS server of the lab'
@@ -63,10 +66,10 @@ if [ -n "$missing" ]; then
     $sudo apt-get -qq -y --no-install-recommends install $missing >/dev/null
 fi
 if [ "${1:-}" = test ] || [ "${1:-}" = bench ]; then
-    if [ ! -x target/lab-venv/bin/python ] || ! target/lab-venv/bin/python -c 'import aioquic' 2>/dev/null; then
-        say 'installing aioquic (Python) into target/lab-venv: an independent QUIC implementation for the lab'
+    if [ ! -x target/lab-venv/bin/python ] || ! target/lab-venv/bin/python -c 'import aioquic, mmdb_writer' 2>/dev/null; then
+        say 'installing aioquic and mmdb_writer (Python) into target/lab-venv: an independent QUIC implementation for the lab, and a writer of ASN databases'
         python3 -m venv target/lab-venv
-        target/lab-venv/bin/pip -q install --disable-pip-version-check 'aioquic==1.*'
+        target/lab-venv/bin/pip -q install --disable-pip-version-check 'aioquic==1.*' 'mmdb_writer==0.2.*'
     fi
 fi
 say 'everything needed is there'

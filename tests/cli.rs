@@ -63,7 +63,10 @@ fn run_prints_a_table_when_asked() {
 
 fn mistakes_are_explained() {
     for (arguments, message) in [
-        (&["run", "pink", "dst=x"][..], "there is no test type 'pink'; there is: dns_lookup, http_request, ping"),
+        (
+            &["run", "pink", "dst=x"][..],
+            "there is no test type 'pink'; there is: dns_lookup, dns_traceroute, http_request, ping, traceroute",
+        ),
         (&["run", "ping"], "Required test option of 'dst' was not given."),
         (&["run", "ping", "dst"], "'dst' is not an option: write it as option=value"),
         (&["run", "ping", "dst=x", "cuont=1"], "Did you mean 'count'?"),
@@ -154,7 +157,7 @@ fn plugins_lists_types_and_options() {
         "{text}"
     );
     let json: Value = serde_json::from_str(&out(&scouter(&["plugins", "--json"], &[]))).expect("JSON");
-    assert_eq!(json[2]["name"], "ping");
+    assert_eq!(json[3]["name"], "ping");
 }
 
 fn secrets_come_from_a_file_and_short_ones_are_warned_about() {

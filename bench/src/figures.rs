@@ -43,7 +43,7 @@ pub fn sandbox(_: &Lab) {
     let samples = runtime.block_on(async {
         let lent = Arc::new(Lent {
             io: tokio::runtime::Handle::current(),
-            net: Net::open(SystemConfig::default(), &Policy::default()).expect("engines"),
+            net: Net::open(SystemConfig::default(), &Policy::default(), None).expect("engines"),
             policy: Policy::default(),
         });
         let plugins = Plugins::load(&[hostile()], Some(&cache), &lent).await.expect("plugins");

@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
 
+use crate::net::asn::Source;
 use crate::policy::Rule;
 use crate::receipts::Budget;
 
@@ -29,6 +30,11 @@ pub struct Engine {
     /// Addresses, CIDR blocks, names and `*.names` that may not be probed; wins over --targets-allow
     #[arg(long, env = "SCOUTER_TARGETS_DENY", value_name = "RULE[,RULE]", value_delimiter = ',', global = true)]
     pub targets_deny: Vec<Rule>,
+
+    /// File with a database of the GeoLite2-ASN layout; read again when it changes. Default: where it is downloaded to,
+    /// in the cache folder
+    #[arg(long, env = "SCOUTER_MMDB_PATH", value_name = "FILE", global = true)]
+    pub mmdb_path: Option<PathBuf>,
 
     /// Seconds that one test may take once it runs
     #[arg(long, env = "SCOUTER_TEST_TIMEOUT", value_name = "SECONDS", default_value_t = 120,
@@ -111,6 +117,14 @@ pub struct Serve {
     #[arg(long, env = "SCOUTER_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = 1 << 20, value_parser = count(1024, 64 << 20))]
     pub max_body_bytes: u64,
 
+    /// Licence key of `MaxMind`: the GeoLite2-ASN database is fetched with it at the start and weekly
+    #[arg(long, env = "MMDB_LICENSE_KEY", value_name = "KEY", hide_env_values = true)]
+    pub mmdb_license_key: Option<String>,
+
+    /// Fetch the database from here instead (`.mmdb`, `.mmdb.gz` or `.tar.gz`); `{license_key}` in it is replaced
+    #[arg(long, env = "SCOUTER_MMDB_URL", value_name = "URL", hide_env_values = true)]
+    pub mmdb_url: Option<String>,
+
     /// Connections open at once
     #[arg(long, env = "SCOUTER_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value_t = 4096, value_parser = count(1, 1_000_000))]
     pub max_connections: u64,
@@ -146,6 +160,12 @@ impl Engine {
         self.cache_dir.clone().or_else(|| Some(user().or_else(home)?.join("scouter")))
     }
 
+    /// Where the ASN database is, or is put when it is downloaded.
+    #[must_use]
+    pub fn asn_file(&self) -> Option<PathBuf> {
+        self.mmdb_path.clone().or_else(|| Some(self.cache_folder()?.join("GeoLite2-ASN.mmdb")))
+    }
+
     #[must_use]
     pub fn test_timeout(&self) -> Duration {
         Duration::from_secs(self.test_timeout)
@@ -153,6 +173,15 @@ impl Engine {
 }
 
 impl Serve {
+    /// Where the ASN database is fetched from, if from anywhere. Empty values are as good as none.
+    ///
+    /// # Errors
+    /// See [`Source::new`].
+    pub fn asn_source(&self) -> anyhow::Result<Option<Source>> {
+        let some = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
+        Source::new(some(&self.mmdb_url).as_deref(), some(&self.mmdb_license_key).as_deref())
+    }
+
     #[must_use]
     pub fn budget(&self) -> Budget {
         Budget {

@@ -1,6 +1,7 @@
 //! `dns_lookup`: what does a name server answer to a question?
 
 use scouter_sdk::in_words;
+use scouter_sdk::nameserver::{NameServers, rcode};
 use scouter_sdk::prelude::*;
 use scouter_sdk::stats::ms;
 
@@ -49,13 +50,6 @@ fn class() -> String {
 }
 fn yes() -> bool {
     true
-}
-
-#[derive(Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
-enum NameServers {
-    One(#[schemars(length(min = 1, max = 255))] String),
-    Several(#[schemars(length(min = 1, max = 10))] Vec<String>),
 }
 
 #[derive(Clone, Copy, Default, Deserialize, Serialize, JsonSchema)]
@@ -283,18 +277,6 @@ impl Answered {
 #[expect(clippy::cast_precision_loss, reason = "an answer takes far less than 2^52 ns")]
 fn seconds(ns: u64) -> f64 {
     ((ns as f64) / 1e3).round() / 1e6
-}
-
-/// The first version's words for the codes of RFC 1035; the IANA mnemonic for the others.
-fn rcode(code: u16, mnemonic: String) -> String {
-    match code {
-        0 => "ok".into(),
-        1 => "format-error".into(),
-        2 => "server-failure".into(),
-        3 => "name-error".into(),
-        4 => "not-implemented".into(),
-        _ => mnemonic,
-    }
 }
 
 impl From<dns::ResourceRecord> for Record {

@@ -49,8 +49,10 @@
 //! What a plugin may use is bounded (CPU time 1 s, memory 64 MiB, 10,000 host calls, a result of 512 KiB); waiting for
 //! the network is not CPU time. A plugin that passes a bound costs one failed test.
 
+pub mod nameserver;
 pub mod options;
 pub mod stats;
+pub mod trace;
 
 use std::fmt;
 
@@ -78,8 +80,8 @@ pub mod prelude {
     pub use serde::{Deserialize, Serialize};
 
     pub use crate::bindings::scouter::probe::net::{Family, NetError};
-    pub use crate::bindings::scouter::probe::{dns, http, icmp, resolver};
-    pub use crate::{Probe, Refusal, options, stats, watch};
+    pub use crate::bindings::scouter::probe::{asn, dns, hops, http, icmp, resolver};
+    pub use crate::{Probe, Refusal, options, stats, trace, watch};
 }
 
 use bindings::exports::scouter::probe::test::{Description, Outcome};
@@ -161,8 +163,8 @@ pub mod glue {
     use super::{Description, DeserializeOwned, JsonSchema, Outcome, Probe, SchemaSettings, Serialize};
 
     /// Schemas are flat, without `$ref`: they are read by people and by small tools.
-    fn schema<T: JsonSchema>() -> String {
-        let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    fn schema<T: JsonSchema>(settings: SchemaSettings) -> String {
+        let settings = settings.with(|settings| settings.inline_subschemas = true);
         settings.into_generator().into_root_schema_for::<T>().to_value().to_string()
     }
 
@@ -171,8 +173,8 @@ pub mod glue {
         Description {
             version: P::VERSION.to_owned(),
             summary: P::SUMMARY.to_owned(),
-            options_schema: schema::<P::Options>(),
-            result_schema: schema::<P::Result>(),
+            options_schema: schema::<P::Options>(SchemaSettings::draft2020_12().for_deserialize()),
+            result_schema: schema::<P::Result>(SchemaSettings::draft2020_12().for_serialize()),
         }
     }
 

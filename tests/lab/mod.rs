@@ -3,6 +3,7 @@
 mod dns;
 mod faults;
 mod http;
+mod path;
 mod ping;
 mod policy;
 
@@ -19,6 +20,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(ping::trials(lab));
     all.extend(dns::trials(lab));
     all.extend(http::trials(lab));
+    all.extend(path::trials(lab));
     all.extend(faults::trials(lab));
     all.extend(policy::trials(lab));
     all

@@ -332,7 +332,7 @@ fn a_forger_who_floods_identifiers_is_not_believed(lab: &Lab) {
     assert!(forged > 60_000, "{forged} forged replies were sent");
 }
 
-fn nobody(namespace: &Namespace) -> Command {
+pub fn nobody(namespace: &Namespace) -> Command {
     let mut command = namespace.command("setpriv");
     command.args([
         "--reuid=65534",

@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
+use super::chain::Chain;
 use super::server::{Server, clean};
 use super::{root, scouter, until};
 
@@ -27,6 +28,10 @@ impl Namespace {
     pub fn add(name: String) -> Self {
         sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
         Self(name)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
     }
 
     /// Ends whatever runs inside, and the namespace.
@@ -70,11 +75,12 @@ impl Namespace {
 pub struct Lab {
     pub probe: Namespace,
     pub target: Namespace,
+    pub chain: Chain,
     pub folder: TempDir,
     servers: Vec<Child>,
 }
 
-fn sh(script: &str) {
+pub fn sh(script: &str) {
     let output = Command::new("sh").args(["-ec", script]).output().expect("a shell");
     assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -99,7 +105,8 @@ impl Lab {
              ip -n {t} link add low type veth peer name low2; ip -n {t} link set low2 up; ip -n {t} link set low mtu 1280 up; ip -n {t} addr add 198.51.100.65/28 dev low
              mkdir -p /etc/netns/{p}; printf 'nameserver 10.77.0.2\\noptions timeout:2 attempts:1\\n' > /etc/netns/{p}/resolv.conf"
         ));
-        let mut lab = Self { probe, target, folder: TempDir::new().expect("a folder"), servers: vec![] };
+        let chain = Chain::build(&probe);
+        let mut lab = Self { probe, target, chain, folder: TempDir::new().expect("a folder"), servers: vec![] };
         lab.certificates();
         lab.dns();
         lab.web();
@@ -120,10 +127,13 @@ impl Lab {
 
     /// Starts a server in the target's namespace; it ends with the lab.
     fn start(&mut self, program: &str, arguments: &[&str]) {
+        self.start_in(&self.target.clone(), program, arguments);
+    }
+
+    fn start_in(&mut self, namespace: &Namespace, program: &str, arguments: &[&str]) {
         let log = fs::File::create(self.path(&format!("{}.log", program.rsplit('/').next().expect("a name"))))
             .expect("a log");
-        let child = self
-            .target
+        let child = namespace
             .command(program)
             .args(arguments)
             .env("HOME", self.folder.path())
@@ -154,15 +164,28 @@ impl Lab {
         ));
     }
 
+    #[expect(clippy::format_collect, reason = "two zones")]
     fn dns(&mut self) {
         let zone = root().join("tests/support/lab.test.zone").display().to_string();
         let dir = self.folder.path().display().to_string();
+        let reverse: String = Chain::reverse_zones()
+            .into_iter()
+            .map(|(zone, text)| {
+                let file = self.write(&format!("{zone}.zone"), &text);
+                format!("zone:\n  name: {zone}\n  zonefile: {file}\n")
+            })
+            .collect();
         let nsd = self.write("nsd.conf", &format!(
             "server:\n  ip-address: 10.77.0.2\n  ip-address: fd77::2\n  ip-address: 10.77.0.2@853\n  username: \"\"\n  chroot: \"\"\n  pidfile: {dir}/nsd.pid\n  \
              database: \"\"\n  zonesdir: {dir}\n  xfrdfile: {dir}/xfrd.state\n  zonelistfile: {dir}/zone.list\n  tls-service-key: {dir}/good.key\n  tls-service-pem: {dir}/good.pem\n  tls-port: 853\n  \
-             rrl-ratelimit: 0\nremote-control:\n  control-enable: no\nzone:\n  name: lab.test\n  zonefile: {zone}\n"
+             rrl-ratelimit: 0\nremote-control:\n  control-enable: no\nzone:\n  name: lab.test\n  zonefile: {zone}\n{reverse}"
         ));
         self.start("nsd", &["-d", "-c", &nsd]);
+        let far = self.write("far/nsd.conf", &format!(
+            "server:\n  ip-address: 10.81.0.2\n  ip-address: fd81::2\n  username: \"\"\n  chroot: \"\"\n  pidfile: {dir}/far/nsd.pid\n  database: \"\"\n  zonesdir: {dir}\n  \
+             xfrdfile: {dir}/far/xfrd.state\n  zonelistfile: {dir}/far/zone.list\n  rrl-ratelimit: 0\nremote-control:\n  control-enable: no\nzone:\n  name: lab.test\n  zonefile: {zone}\n"
+        ));
+        self.start_in(&self.chain.target.clone(), "nsd", &["-d", "-c", &far]);
         let unbound = self.write("unbound.conf", &format!(
             "server:\n  interface: 10.77.0.4@443\n  interface: 10.77.0.4@53\n  https-port: 443\n  tls-service-key: {dir}/good.key\n  tls-service-pem: {dir}/good.pem\n  username: \"\"\n  chroot: \"\"\n  \
              directory: {dir}\n  pidfile: {dir}/unbound.pid\n  access-control: 0.0.0.0/0 allow\n  use-syslog: no\n  do-daemonize: no\n  local-zone: test. nodefault\n  domain-insecure: test\n  \
@@ -202,6 +225,9 @@ impl Lab {
             // The first packet over IPv6 waits for neighbour discovery.
             ("nginx over IPv6", "[fd77::2]:80"),
             ("caddy over IPv6", "[fd77::3]:443"),
+            ("nsd at the end of the chain", "10.81.0.2:53"),
+            ("the end of the chain over IPv6", "[fd81::2]:53"),
+            ("the small link over IPv6", "[fd81::2]:80"),
         ] {
             until(what, || self.probe.inside(|| std::net::TcpStream::connect(address).is_ok()));
         }
@@ -233,7 +259,7 @@ impl Lab {
     pub fn server_by(&self, mut command: Command, settings: &[(&str, &str)]) -> Server {
         command.env("SSL_CERT_FILE", self.path("ca.pem"));
         let lab = [
-            ("SCOUTER_TARGETS_ALLOW", "10.77.0.0/24,fd77::/64,198.51.100.0/24,2001:db8:2::/48"),
+            ("SCOUTER_TARGETS_ALLOW", "10.77.0.0/24,fd77::/64,198.51.100.0/24,2001:db8:2::/48,10.80.0.0/15,fd80::/15"),
             ("SCOUTER_MAX_PROCESS_COUNT", "50"),
             ("SCOUTER_MAX_TEST_COUNT", "1000"),
         ];
@@ -245,13 +271,14 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // Whoever has a process in a namespace: the servers, and workers that they left.
-        for namespace in [&self.probe.0, &self.target.0] {
+        let all = || [&self.probe, &self.target].into_iter().chain(&self.chain.nodes).map(Namespace::name);
+        for namespace in all() {
             sh(&format!("ip netns pids {namespace} | xargs -r kill -9; rm -rf /etc/netns/{namespace}"));
         }
         for server in &mut self.servers {
             let _ = server.wait();
         }
-        for namespace in [&self.probe.0, &self.target.0] {
+        for namespace in [&self.probe, &self.target].into_iter().chain(&self.chain.nodes).map(Namespace::name) {
             sh(&format!("ip netns del {namespace}"));
         }
     }

@@ -1,5 +1,6 @@
 //! What the tests stand on: a server of their own, a client, a network.
 
+pub mod chain;
 pub mod lab;
 pub mod server;
 

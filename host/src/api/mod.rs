@@ -19,6 +19,7 @@ use axum::response::Response;
 use axum::routing::get;
 
 use crate::net::Net;
+use crate::net::asn::Asn;
 use crate::plugins::Plugins;
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
@@ -35,6 +36,7 @@ pub struct Api {
     pub receipts: Arc<Receipts>,
     pub requests: Requests,
     pub network: Network,
+    pub asn: Arc<Asn>,
     pub max_tests: usize,
     pub max_body: usize,
     pub started: Instant,

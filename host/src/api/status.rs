@@ -23,8 +23,10 @@ struct Body {
     queue: Queue,
     receipts: Kept,
     plugins: Vec<String>,
-    /// No plugin asks for it yet.
+    /// When it was built (RFC 3339).
     asn_database: Option<String>,
+    /// Why there is none, or why a newer one was not taken.
+    asn_database_problem: Option<String>,
     browsers: Vec<String>,
     network: Network,
 }
@@ -91,6 +93,7 @@ impl Worker {
 
 async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
     let (waiting, max) = api.runner.queue();
+    let (asn_database, asn_database_problem) = api.asn.status();
     let (running, finished, bytes) = api.receipts.counts();
     Json(Body {
         total_requests: api.requests.total(),
@@ -100,7 +103,8 @@ async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
         queue: Queue { waiting, max },
         receipts: Kept { running, finished, bytes },
         plugins: api.plugins.iter().map(|plugin| plugin.name.clone()).collect(),
-        asn_database: None,
+        asn_database,
+        asn_database_problem,
         browsers: vec![],
         network: api.network.clone(),
     })

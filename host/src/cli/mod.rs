@@ -207,7 +207,8 @@ impl Runtimes {
             let system = SystemConfig::read();
             let (allow, deny) = (engine.targets_allow.clone(), engine.targets_deny.clone());
             let policy = Policy::new(allow, deny, system.nameservers.clone());
-            let net = Net::open(system, &policy)?;
+            let net = Net::open(system, &policy, engine.asn_file())?;
+            net.asn.follow();
             let lent = Arc::new(Lent { io: self.io.handle().clone(), net, policy });
             let plugins = Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), &lent).await?;
             Ok((lent, Arc::new(plugins)))

@@ -22,9 +22,15 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let auth = Auth::new(settings.secrets()?);
     let runtimes = Runtimes::new(settings.threads)?;
+    let source = settings.asn_source()?;
     let (lent, plugins) = runtimes.load(engine)?;
+    if let Some(source) = source {
+        let _inside = runtimes.io.enter();
+        lent.net.asn.fetch(source, &lent.net.tls)?;
+    }
     let slots = usize::try_from(settings.max_process_count)?;
     let network = Network::of(&lent.net, &lent.policy);
+    let asn = Arc::clone(&lent.net.asn);
     let runner = Runner::new(
         lent,
         runtimes.guests.handle().clone(),
@@ -39,6 +45,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         receipts: Arc::new(Receipts::new(settings.budget())),
         requests: Requests::default(),
         network,
+        asn,
         max_tests: usize::try_from(settings.max_test_count)?,
         max_body: usize::try_from(settings.max_body_bytes)?,
         started,

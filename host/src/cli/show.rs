@@ -1,7 +1,7 @@
-//! A test's result for people: rows as they arrive, then the rest. Knows JSON, not test types, so that it serves every
-//! plugin there will be.
+//! A test's result for people: tables that grow while the test runs, then the rest. Knows JSON, not test types, so that
+//! it serves every plugin there will be.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -12,47 +12,45 @@ use crate::plugins::Plugin;
 /// Shows one test from its partial results to its end.
 pub struct Watcher {
     table: bool,
-    /// For each list of the result, the rows that are on the screen.
-    shown: Vec<(String, usize)>,
+    /// Lines on the screen that the next picture replaces.
+    drawn: usize,
 }
 
 impl Watcher {
     #[must_use]
     pub fn new(table: bool) -> Self {
-        Self { table, shown: vec![] }
+        Self { table, drawn: 0 }
     }
 
-    /// Prints the rows that are new.
+    /// On a terminal, draws the tables as they stand in the place of what was drawn before. Rows may change: a router
+    /// in the middle of a path may answer last. Elsewhere nothing is drawn before the end.
     pub fn progress(&mut self, partial: Option<&RawValue>) {
-        if !self.table {
+        let stdout = std::io::stdout();
+        if !self.table || !stdout.is_terminal() {
             return;
         }
-        if let Some(Ok(Value::Object(result))) = partial.map(|raw| serde_json::from_str(raw.get())) {
-            self.rows(&result);
+        let Some(Ok(Value::Object(result))) = partial.map(|raw| serde_json::from_str(raw.get())) else { return };
+        let Ok(size) = rustix::termios::tcgetwinsize(&stdout) else { return };
+        let lines = tables(&result);
+        // What has scrolled away cannot be replaced, and a line that wraps is more than one.
+        if lines.len() + 1 < usize::from(size.ws_row) {
+            let fitting =
+                lines.iter().map(|line| line.chars().take(usize::from(size.ws_col).max(1)).collect::<String>());
+            self.draw(&fitting.collect::<Vec<_>>());
         }
     }
 
-    fn rows(&mut self, result: &Map<String, Value>) {
+    fn draw(&mut self, lines: &[String]) {
         let mut out = std::io::stdout().lock();
-        for (name, value) in result {
-            let Value::Array(rows) = value else { continue };
-            if !rows.iter().any(Value::is_object) {
-                continue;
-            }
-            let position = self.shown.iter().position(|(list, _)| list == name).unwrap_or_else(|| {
-                self.shown.push((name.clone(), 0));
-                self.shown.len() - 1
-            });
-            let Some((_, shown)) = self.shown.get_mut(position) else { continue };
-            if *shown == 0 && !rows.is_empty() {
-                let _ = writeln!(out, "{name}");
-            }
-            for row in rows.iter().skip(*shown) {
-                let _ = writeln!(out, "  {}", line(row));
-            }
-            *shown = rows.len().max(*shown);
+        if self.drawn > 0 {
+            // Up to the first line, and everything from there erased (ECMA-48: CUU, ED).
+            let _ = write!(out, "\x1b[{}A\x1b[J", self.drawn);
+        }
+        for line in lines {
+            let _ = writeln!(out, "{line}");
         }
         let _ = out.flush();
+        self.drawn = lines.len();
     }
 
     /// Prints the finished test. True when it did not fail.
@@ -65,7 +63,7 @@ impl Watcher {
             return !failed;
         }
         if let Some(Value::Object(result)) = test.get("result") {
-            self.rows(result);
+            self.draw(&tables(result));
             fields(result, 0);
         }
         let mut out = std::io::stdout().lock();
@@ -74,6 +72,54 @@ impl Watcher {
         }
         let _ = writeln!(out, "{}", if failed { "FAILED" } else { "ok" });
         !failed
+    }
+}
+
+/// Each list of objects as a table under its name.
+fn tables(result: &Map<String, Value>) -> Vec<String> {
+    let mut lines = vec![];
+    for (name, value) in result {
+        let Value::Array(rows) = value else { continue };
+        let rows: Vec<&Map<String, Value>> = rows.iter().filter_map(Value::as_object).collect();
+        if !rows.is_empty() {
+            lines.push(name.clone());
+            lines.extend(table(&rows));
+        }
+    }
+    lines
+}
+
+/// Columns of what is known in any row; what has an inside of its own is left to the JSON output.
+fn table(rows: &[&Map<String, Value>]) -> Vec<String> {
+    let mut names: Vec<&String> = vec![];
+    for (name, value) in rows.iter().flat_map(|row| row.iter()) {
+        if !names.contains(&name) && is_shown(value) {
+            names.push(name);
+        }
+    }
+    let cell = |row: &Map<String, Value>, name: &String| match row.get(name) {
+        Some(Value::Null) | None => "-".into(),
+        Some(value) => text(value),
+    };
+    let columns: Vec<Vec<String>> = names
+        .into_iter()
+        .map(|name| std::iter::once(name.clone()).chain(rows.iter().map(|row| cell(row, name))).collect())
+        .collect();
+    let line = |row: usize| {
+        let cells = columns.iter().map(|column| {
+            let width = column.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
+            format!("{:width$}", column[row])
+        });
+        format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
+    };
+    (0..=rows.len()).map(line).collect()
+}
+
+fn is_shown(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) | Value::Object(_) => false,
+        Value::Array(items) => items.len() > 1 && !items.iter().any(|item| item.is_object() || item.is_array()),
+        _ => true,
     }
 }
 
@@ -98,17 +144,6 @@ fn fields(object: &Map<String, Value>, depth: usize) {
 
 fn is_table(value: &Value) -> bool {
     value.as_array().is_some_and(|rows| rows.is_empty() || rows.iter().any(Value::is_object))
-}
-
-/// One row: names and values, nothing that is unknown.
-fn line(row: &Value) -> String {
-    match row {
-        Value::Object(row) => {
-            let known = row.iter().filter(|(_, value)| !(value.is_null() || **value == Value::Bool(false)));
-            known.map(|(name, value)| format!("{name} {}", text(value))).collect::<Vec<_>>().join("  ")
-        }
-        other => text(other),
-    }
 }
 
 fn text(value: &Value) -> String {

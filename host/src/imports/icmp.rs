@@ -4,7 +4,8 @@ use tokio::sync::mpsc;
 use wasmtime::component::Resource;
 
 use super::{RunState, parse_address, wit};
-use crate::net::icmp::{Event, Mode, Plan, Session, StartError};
+use crate::net::icmp::{Mode, Plan, Session, StartError, What, seq};
+use crate::net::series::{Event, Standing};
 use crate::plugins::limits;
 use crate::policy::Policy;
 use wit::icmp::{EchoEvent, EchoPlan, EchoReply, IcmpError, SendFailure};
@@ -13,7 +14,7 @@ use wit::net::NetError;
 /// A series under way. Dropping it ends the sending and frees its identifier.
 pub struct Echoes {
     session: Session,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<Event<What>>,
 }
 
 fn checked(plan: &EchoPlan) -> Result<Plan, NetError> {
@@ -56,9 +57,9 @@ impl RunState {
         if self.sessions >= limits::SESSIONS {
             return Ok(Err(NetError::Unavailable(format!("one test may hold {} sessions at most", limits::SESSIONS))));
         }
-        let lent = self.lent.clone();
+        let (lent, rate) = (self.lent.clone(), self.rate.clone());
         // On the I/O runtime: the session's task and sockets must live there.
-        Ok(match self.lend(async move { lent.net.icmp.start(target, plan) }).await? {
+        Ok(match self.lend(async move { lent.net.icmp.start(target, &plan, rate) }).await? {
             Ok((session, events)) => Ok(Echoes { session, events }),
             Err(StartError::Unavailable(why)) => Err(NetError::Unavailable(why)),
             Err(StartError::Unreachable(why)) => Err(NetError::Unreachable(why)),
@@ -83,10 +84,7 @@ impl wit::icmp::HostEchoes for RunState {
 
     async fn mode(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<wit::icmp::Mode> {
         self.call(0)?;
-        Ok(match self.table.get(&echoes)?.session.mode() {
-            Mode::Raw => wit::icmp::Mode::Raw,
-            Mode::Datagram => wit::icmp::Mode::Datagram,
-        })
+        Ok(self.table.get(&echoes)?.session.mode().into())
     }
 
     async fn next(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<Option<EchoEvent>> {
@@ -104,30 +102,38 @@ impl wit::icmp::HostEchoes for RunState {
     }
 }
 
-impl From<Event> for EchoEvent {
-    fn from(event: Event) -> Self {
-        let reply = |r: crate::net::icmp::Reply| EchoReply {
-            seq: r.seq,
-            source: r.source.to_string(),
-            ttl: r.ttl,
-            length: r.length,
-            rtt_ns: u64::try_from(r.rtt.as_nanos()).unwrap_or(u64::MAX),
-        };
+impl From<Mode> for wit::icmp::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Raw => Self::Raw,
+            Mode::Datagram => Self::Datagram,
+        }
+    }
+}
+
+impl From<Event<What>> for EchoEvent {
+    fn from(event: Event<What>) -> Self {
         match event {
-            Event::Sent(seq) => Self::Sent(seq),
-            Event::SendFailed { seq, reason } => Self::SendFailed(SendFailure { seq, reason }),
-            Event::Reply(r) => Self::Reply(reply(r)),
-            Event::Duplicate(r) => Self::Duplicate(reply(r)),
-            Event::Late(r) => Self::Late(reply(r)),
-            Event::Error(e) => Self::Error(IcmpError {
-                seq: e.seq,
-                source: e.source.to_string(),
-                kind: e.kind.to_owned(),
-                icmp_type: e.icmp_type,
-                icmp_code: e.icmp_code,
-                mtu: e.mtu,
+            Event::Sent(index) => Self::Sent(seq(index)),
+            Event::SendFailed { index, reason } => Self::SendFailed(SendFailure { seq: seq(index), reason }),
+            Event::Heard { index, standing, source, rtt, what: What::Reply { ttl, length } } => {
+                let rtt_ns = u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX);
+                let reply = EchoReply { seq: seq(index), source: source.to_string(), ttl, length, rtt_ns };
+                match standing {
+                    Standing::Answer | Standing::Aside => Self::Reply(reply),
+                    Standing::Duplicate => Self::Duplicate(reply),
+                    Standing::Late => Self::Late(reply),
+                }
+            }
+            Event::Heard { index, source, what: What::Error(kind), .. } => Self::Error(IcmpError {
+                seq: seq(index),
+                source: source.to_string(),
+                kind: kind.words.to_owned(),
+                icmp_type: kind.icmp_type,
+                icmp_code: kind.icmp_code,
+                mtu: kind.mtu,
             }),
-            Event::Lost(seq) => Self::Lost(seq),
+            Event::Lost(index) => Self::Lost(seq(index)),
             Event::Overflow(packets) => Self::Overflow(packets),
         }
     }

@@ -4,7 +4,9 @@
 //! work to an engine under `net/`. It never traps for what the network does: errors are typed. It does trap when the
 //! run passes a limit.
 
+mod asn;
 mod dns;
+mod hops;
 mod http;
 mod icmp;
 mod report;
@@ -23,6 +25,7 @@ use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::net::Net;
+use crate::net::series::{self, Rate};
 use crate::plugins::Partial;
 use crate::plugins::limits::{self, LimitHit, Usage};
 use crate::policy::{Denied, Permitted, Policy};
@@ -33,7 +36,10 @@ pub(crate) mod bindings {
         world: "plugin",
         imports: { default: async | trappable },
         exports: { default: async },
-        with: { "scouter:probe/icmp.echoes": crate::imports::icmp::Echoes },
+        with: {
+            "scouter:probe/icmp.echoes": crate::imports::icmp::Echoes,
+            "scouter:probe/hops.trace": crate::imports::hops::Trace,
+        },
         additional_derives: [Clone],
     });
 }
@@ -43,7 +49,7 @@ pub use bindings::PluginPre;
 /// The interfaces, by their names in WIT.
 pub(crate) mod wit {
     pub use super::bindings::exports::scouter::probe::test;
-    pub use super::bindings::scouter::probe::{dns, http, icmp, net, report, resolver};
+    pub use super::bindings::scouter::probe::{asn, dns, hops, http, icmp, net, report, resolver};
 }
 
 /// What is lent to every run: the engines, the policy, and the runtime that network work happens on.
@@ -65,6 +71,7 @@ pub struct RunState {
     names: HashMap<IpAddr, String>,
     targets: HashSet<IpAddr>,
     sessions: usize,
+    rate: Rate,
     table: ResourceTable,
     wasi: WasiCtx,
     log: MemoryOutputPipe,
@@ -87,6 +94,7 @@ impl RunState {
             names: HashMap::new(),
             targets: HashSet::new(),
             sessions: 0,
+            rate: series::rate(limits::PACKETS_PER_SECOND, limits::PACKET_BURST),
             table,
             wasi: wasi.build(),
             log,
@@ -151,6 +159,11 @@ fn parse_address(text: &str) -> Result<IpAddr, wit::net::NetError> {
     })
 }
 
+/// The first `most` of a list, with their places; what is no address is left out.
+fn parse_addresses(texts: &[String], most: usize) -> Vec<(usize, IpAddr)> {
+    texts.iter().take(most).enumerate().filter_map(|(place, text)| Some((place, text.parse().ok()?))).collect()
+}
+
 impl WasiView for RunState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
@@ -173,7 +186,7 @@ pub fn linker(engine: &Engine) -> anyhow::Result<Linker<RunState>> {
 /// Is this import one of ours, or of WASI 0.2 as far as it is given (with nothing behind it)?
 #[must_use]
 pub fn is_offered(import: &str) -> bool {
-    let ours = ["net", "report", "resolver", "icmp", "dns", "http"];
+    let ours = ["net", "report", "resolver", "icmp", "hops", "dns", "http", "asn"];
     let wasi = ["io", "clocks", "random", "cli", "filesystem", "sockets"];
     let Some((package, rest)) = import.split_once('/') else { return false };
     let (name, version) = rest.split_once('@').unwrap_or((rest, ""));

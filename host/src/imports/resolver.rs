@@ -45,6 +45,20 @@ impl wit::resolver::Host for RunState {
         Ok(Ok(addresses))
     }
 
+    async fn reverse(&mut self, addresses: Vec<String>) -> wasmtime::Result<Vec<Option<String>>> {
+        self.call(addresses.iter().map(String::len).sum())?;
+        let (places, asked): (Vec<usize>, Vec<_>) =
+            super::parse_addresses(&addresses, super::asn::ADDRESSES).into_iter().unzip();
+        let lent = self.lent.clone();
+        let names = self.lend(async move { lent.net.resolver.reverse(&asked).await }).await?;
+        let mut found = vec![None; addresses.len()];
+        for (place, name) in places.into_iter().zip(names) {
+            found[place] = name;
+        }
+        self.usage.carried(found.iter().flatten().map(String::len).sum())?;
+        Ok(found)
+    }
+
     async fn nameservers(&mut self) -> wasmtime::Result<Vec<String>> {
         self.call(0)?;
         Ok(self.lent.net.resolver.nameservers().iter().map(ToString::to_string).collect())

@@ -1,13 +1,19 @@
 //! The engines that the imports drive. Sockets are opened here and nowhere else, and only towards a
 //! [`Permitted`](crate::policy::Permitted) address.
 
+pub mod asn;
 pub mod dial;
 pub mod dns;
+pub mod hops;
 pub mod http;
 pub mod icmp;
 pub mod packet;
 pub mod resolver;
+pub mod series;
 pub mod tls;
+
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use resolver::SystemConfig;
 
@@ -24,6 +30,8 @@ pub enum Family {
 /// All engines of one process.
 pub struct Net {
     pub icmp: icmp::Icmp,
+    pub hops: hops::Hops,
+    pub asn: Arc<asn::Asn>,
     pub resolver: resolver::Resolver,
     pub tls: tls::Tls,
 }
@@ -33,7 +41,14 @@ impl Net {
     ///
     /// # Errors
     /// When there are no usable trust anchors.
-    pub fn open(config: SystemConfig, policy: &Policy) -> anyhow::Result<Self> {
-        Ok(Self { icmp: icmp::Icmp::open(), resolver: resolver::Resolver::new(config, policy), tls: tls::Tls::open()? })
+    pub fn open(config: SystemConfig, policy: &Policy, asn_file: Option<PathBuf>) -> anyhow::Result<Self> {
+        let icmp = icmp::Icmp::open();
+        Ok(Self {
+            hops: hops::Hops::open(&icmp),
+            icmp,
+            asn: Arc::new(asn::Asn::new(asn_file)),
+            resolver: resolver::Resolver::new(config, policy),
+            tls: tls::Tls::open()?,
+        })
     }
 }

@@ -133,6 +133,54 @@ impl IcmpError {
     }
 }
 
+/// A socket that is read to the end of its queue, and of its error queue.
+pub struct Inbox {
+    socket: std::sync::Arc<AsyncFd<Socket>>,
+    buffer: Vec<u8>,
+    control: Vec<u8>,
+    /// Packets that the socket dropped for want of room.
+    pub dropped: u32,
+}
+
+impl Inbox {
+    /// `room` is the longest message that is wanted whole.
+    #[must_use]
+    pub fn new(socket: std::sync::Arc<AsyncFd<Socket>>, room: usize) -> Self {
+        Self { socket, buffer: vec![0; room], control: control_room(), dropped: 0 }
+    }
+
+    /// The next message. Loses nothing when dropped.
+    pub async fn next(&mut self) -> (Received, &[u8]) {
+        loop {
+            if let Some(received) = self.read() {
+                self.dropped = self.dropped.max(received.dropped);
+                let length = received.length.min(self.buffer.len());
+                return (received, &self.buffer[..length]);
+            }
+            match self.socket.ready(Interest::READABLE | Interest::ERROR).await {
+                // Cleared before the socket is read again: what comes in between is seen by that read.
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
+    fn read(&mut self) -> Option<Received> {
+        for queue in [MsgFlags::empty(), MsgFlags::MSG_ERRQUEUE] {
+            // Any call may fail with the pending error of an earlier packet; only EAGAIN means that all is read.
+            for _ in 0..16 {
+                let flags = queue | MsgFlags::MSG_DONTWAIT;
+                match receive(self.socket.get_ref(), flags, &mut self.buffer, &mut self.control) {
+                    Ok(received) => return Some(received),
+                    Err(nix::Error::EAGAIN) => break,
+                    Err(_) => {}
+                }
+            }
+        }
+        None
+    }
+}
+
 fn address_of(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use hickory_resolver::Hosts;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
@@ -20,6 +21,9 @@ use crate::policy::{Permitted, Policy};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// One name server has this long before the next one is asked.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Names of addresses are an extra: nobody waits for them longer than this.
+const REVERSE_TIMEOUT: Duration = Duration::from_secs(1);
+const REVERSE_AT_ONCE: usize = 256;
 /// Addresses handed over for one name.
 const ADDRESSES: usize = 64;
 
@@ -118,6 +122,36 @@ impl Resolver {
         }
     }
 
+    /// The names of addresses, all asked for at once: from the hosts file, else from the name servers in turn, within
+    /// [`REVERSE_TIMEOUT`] in all.
+    pub async fn reverse(&self, addresses: &[IpAddr]) -> Vec<Option<String>> {
+        let ends = tokio::time::Instant::now() + REVERSE_TIMEOUT;
+        let ask = |address: IpAddr| async move { tokio::time::timeout_at(ends, self.name_of(address)).await.ok()? };
+        futures_util::stream::iter(addresses.iter().copied().map(ask)).buffered(REVERSE_AT_ONCE).collect().await
+    }
+
+    async fn name_of(&self, address: IpAddr) -> Option<String> {
+        let reversed = Name::from(address);
+        let fixed = self.config.hosts.lookup_static_host(&Query::query(reversed.clone(), RecordType::PTR));
+        let records = fixed.iter().flat_map(hickory_resolver::lookup::Lookup::answers);
+        let named = records.filter(|r| r.record_type() == RecordType::PTR).map(|r| r.data.to_string()).next();
+        if let Some(name) = named {
+            return Some(name.trim_end_matches('.').to_owned());
+        }
+        for server in &self.servers {
+            let mut request = question(&reversed.to_ascii(), "PTR");
+            request.timeout = REVERSE_TIMEOUT / 2;
+            match dns::ask_in_clear(*server, &request).await {
+                Ok(answer) if matches!(answer.rcode, 0 | 3) => {
+                    let name = answer.answers.into_iter().find(|record| record.rtype == "PTR");
+                    return name.map(|record| record.data.trim_end_matches('.').to_owned());
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// The hosts file, then the name and what the search list makes of it, in the order of resolv.conf(5).
     async fn search(&self, name: &str, family: Family) -> Found {
         let static_addresses = self.hosts(name, family);
@@ -182,6 +216,18 @@ impl Resolver {
     }
 }
 
+fn question(name: &str, rtype: &str) -> Request {
+    Request {
+        question: Question { name: name.to_owned(), rtype: rtype.to_owned(), class: "IN".into() },
+        port: 53,
+        transport: Transport::Udp,
+        server_name: None,
+        recursion_desired: true,
+        dnssec_ok: false,
+        timeout: SERVER_TIMEOUT,
+    }
+}
+
 /// What a server said about one type of record.
 struct Said {
     exists: bool,
@@ -192,16 +238,7 @@ async fn ask(server: Permitted, name: &str, rtype: &str, wanted: bool) -> Result
     if !wanted {
         return Ok(Said { exists: true, addresses: vec![] });
     }
-    let request = Request {
-        question: Question { name: name.to_owned(), rtype: rtype.to_owned(), class: "IN".into() },
-        port: 53,
-        transport: Transport::Udp,
-        server_name: None,
-        recursion_desired: true,
-        dnssec_ok: false,
-        timeout: SERVER_TIMEOUT,
-    };
-    match dns::ask_in_clear(server, &request).await {
+    match dns::ask_in_clear(server, &question(name, rtype)).await {
         // A resolver gives the whole chain of aliases: the addresses at its end are among the answers.
         Ok(answer) if matches!(answer.rcode, 0 | 3) => {
             let addresses = answer.answers.iter().filter(|r| r.rtype == rtype).filter_map(|r| r.data.parse().ok());

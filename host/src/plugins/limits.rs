@@ -1,6 +1,7 @@
 //! What one run may use. Every number here is enforced; a run that passes one ends with a typed reason and costs one
 //! failed test, nothing else.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use wasmtime::ResourceLimiter;
@@ -40,6 +41,10 @@ pub const RESULT_BYTES: usize = 512 << 10;
 pub const SESSIONS: usize = 32;
 pub const PACKETS: u32 = 10_000;
 pub const TARGETS: usize = 64;
+
+/// Packets of one run in a second, over all of its sessions, and how many of them at once.
+pub const PACKETS_PER_SECOND: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
+pub const PACKET_BURST: NonZeroU32 = NonZeroU32::new(32).unwrap();
 
 /// A plugin file.
 pub const FILE_BYTES: u64 = 32 << 20;

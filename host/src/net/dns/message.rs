@@ -10,7 +10,7 @@ use domain::base::zonefile_fmt::{DisplayKind, ZonefileFmt};
 use domain::base::{Message, Name, ParsedRecord, ToName};
 use domain::rdata::AllRecordData;
 
-use super::{AskError, Request, Transport, rdata};
+use super::{AskError, Question, Request, Transport, rdata};
 use crate::net::resolver::idna_to_ascii;
 
 /// What we say we take over UDP: fits the smallest MTU of IPv6 paths (DNS flag day 2020).
@@ -19,6 +19,7 @@ const UDP_PAYLOAD: u16 = 1232;
 const RECORDS: usize = 4096;
 
 /// A question ready to be sent.
+#[derive(Debug, Clone)]
 pub struct Query {
     /// With a random identifier.
     pub bytes: Vec<u8>,
@@ -29,7 +30,18 @@ impl Query {
     /// # Errors
     /// When name, type or class cannot be put on the wire.
     pub fn new(request: &Request) -> Result<Self, AskError> {
-        let question = &request.question;
+        Self::build(&request.question, request.recursion_desired, request.dnssec_ok)
+    }
+
+    /// With recursion desired.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(question: &Question) -> Result<Self, AskError> {
+        Self::build(question, true, false)
+    }
+
+    fn build(question: &Question, recursion_desired: bool, dnssec_ok: bool) -> Result<Self, AskError> {
         let name = name(&question.name)?;
         let rtype = Rtype::from_str(&question.rtype.to_ascii_uppercase())
             .map_err(|_| AskError::UnknownType(question.rtype.clone()))?;
@@ -39,13 +51,13 @@ impl Query {
         let full = |_| AskError::BadName("the question is too long".into());
         let mut builder = MessageBuilder::new_vec();
         builder.header_mut().set_id(id);
-        builder.header_mut().set_rd(request.recursion_desired);
+        builder.header_mut().set_rd(recursion_desired);
         let mut builder = builder.question();
         builder.push((name, rtype, class)).map_err(full)?;
         let mut builder = builder.additional();
         let opt = builder.opt(|opt| {
             opt.set_udp_payload_size(UDP_PAYLOAD);
-            opt.set_dnssec_ok(request.dnssec_ok);
+            opt.set_dnssec_ok(dnssec_ok);
             Ok(())
         });
         opt.map_err(full)?;
@@ -55,8 +67,14 @@ impl Query {
     /// As it goes over transports that match answers by themselves (RFC 8484, 4.1; RFC 9250, 4.2.1).
     #[must_use]
     pub fn without_id(&self) -> Vec<u8> {
+        self.with_id([0, 0])
+    }
+
+    /// The same question with another identifier.
+    #[must_use]
+    pub fn with_id(&self, id: [u8; 2]) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
-        bytes[..2].fill(0);
+        bytes[..2].copy_from_slice(&id);
         bytes
     }
 
@@ -82,8 +100,14 @@ impl Query {
     /// For a datagram from anybody: identifier and question must both be ours.
     #[must_use]
     pub fn accepts(&self, datagram: &[u8]) -> bool {
+        self.accepts_as(self.id.to_be_bytes(), datagram)
+    }
+
+    /// As [`accepts`](Self::accepts), when it was asked with that identifier.
+    #[must_use]
+    pub fn accepts_as(&self, id: [u8; 2], datagram: &[u8]) -> bool {
         Message::from_octets(datagram.to_vec())
-            .is_ok_and(|reply| reply.header().id() == self.id && self.is_answered_by(&reply))
+            .is_ok_and(|reply| reply.header().id() == u16::from_be_bytes(id) && self.is_answered_by(&reply))
     }
 }
 
@@ -238,7 +262,8 @@ fn record(parsed: &ParsedRecord<'_, Vec<u8>>) -> Option<Record> {
 }
 
 /// IANA "DNS RCODEs", in lower case.
-fn mnemonic(rcode: u16) -> String {
+#[must_use]
+pub fn mnemonic(rcode: u16) -> String {
     let known = match rcode {
         0 => "noerror",
         1 => "formerr",

@@ -15,7 +15,7 @@ use super::Net;
 use super::dial::words;
 use crate::policy::Permitted;
 
-pub use message::{Answer, Flags, Record};
+pub use message::{Answer, Flags, Query, Record, mnemonic};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {

@@ -6,29 +6,53 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, send};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::session::{Arrival, Link, What};
+use super::options::Fragments;
 use super::wire::{self, Message, Secret};
-use super::{Plan, StartError, options};
-use crate::net::packet::{self, Stamp};
+use super::{Plan, StartError, What, options};
+use crate::net::packet::{self, Inbox, Received, Stamp};
+use crate::net::series::{Arrival, Link};
 use crate::policy::Permitted;
 
 static SERIES: AtomicU64 = AtomicU64::new(1 << 63);
 
 pub struct Datagram {
-    socket: AsyncFd<Socket>,
+    socket: Arc<AsyncFd<Socket>>,
+    inbox: Inbox,
+    judge: Judge,
+}
+
+struct Judge {
     v6: bool,
     secret: Arc<Secret>,
     series: u64,
     target: IpAddr,
     payload_size: usize,
-    buffer: Vec<u8>,
-    control: Vec<u8>,
-    dropped: u32,
+}
+
+/// A datagram ICMP socket towards a target, with its error queue.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn connected(target: IpAddr, fragments: Fragments) -> Result<Socket, StartError> {
+    let v6 = target.is_ipv6();
+    let open = || -> std::io::Result<Socket> {
+        let socket = socket(v6)?;
+        socket.set_nonblocking(true)?;
+        options::tell_all(&socket, v6)?;
+        options::tell_errors(&socket, v6)?;
+        options::fragments(&socket, v6, fragments)?;
+        Ok(socket)
+    };
+    let socket = open().map_err(|error| StartError::Unavailable(format!("no ICMP socket: {error}")))?;
+    socket
+        .connect(&SocketAddr::new(target, 0).into())
+        .map_err(|_| StartError::Unreachable("this host has no route to the target".into()))?;
+    Ok(socket)
 }
 
 fn socket(v6: bool) -> std::io::Result<Socket> {
@@ -46,117 +70,83 @@ impl Datagram {
         let target = target.address();
         let v6 = target.is_ipv6();
         let unavailable = |error: std::io::Error| StartError::Unavailable(format!("no ICMP socket: {error}"));
-        let open = || -> std::io::Result<Socket> {
-            let socket = socket(v6)?;
-            socket.set_nonblocking(true)?;
-            options::tell_all(&socket, v6)?;
-            options::fragmentation(&socket, v6, plan.dont_fragment)?;
-            if v6 {
-                setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
-            } else {
-                setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
-            }
-            if let Some(ttl) = plan.ttl {
-                if v6 {
-                    socket.set_unicast_hops_v6(ttl.into())?;
-                } else {
-                    socket.set_ttl_v4(ttl.into())?;
-                }
-            }
-            Ok(socket)
-        };
-        let socket = open().map_err(unavailable)?;
-        socket
-            .connect(&SocketAddr::new(target, 0).into())
-            .map_err(|_| StartError::Unreachable("this host has no route to the target".into()))?;
-        Ok(Self {
-            socket: packet::watched(socket, Interest::READABLE | Interest::ERROR).map_err(unavailable)?,
-            v6,
-            secret,
-            series: SERIES.fetch_add(1, Ordering::Relaxed),
-            target,
-            payload_size: plan.payload_size.into(),
-            // A reply is as long as its request; some more shows one that is not.
-            buffer: vec![0; usize::from(plan.payload_size) + 2048],
-            control: packet::control_room(),
-            dropped: 0,
-        })
+        let socket = connected(target, if plan.dont_fragment { Fragments::Forbidden } else { Fragments::Allowed })?;
+        if let Some(ttl) = plan.ttl {
+            options::ttl(&socket, v6, ttl).map_err(unavailable)?;
+        }
+        let socket = packet::watched(socket, Interest::READABLE | Interest::ERROR).map_err(unavailable)?;
+        let socket = Arc::new(socket);
+        let series = SERIES.fetch_add(1, Ordering::Relaxed);
+        // A reply is as long as its request; some more shows one that is not.
+        let inbox = Inbox::new(Arc::clone(&socket), usize::from(plan.payload_size) + 2048);
+        let judge = Judge { v6, secret, series, target, payload_size: plan.payload_size.into() };
+        Ok(Self { socket, inbox, judge })
     }
+}
 
-    /// What lies ready, if it is ours.
-    fn read(&mut self, flags: MsgFlags) -> nix::Result<Option<Arrival>> {
-        let flags = flags | MsgFlags::MSG_DONTWAIT;
-        let received = packet::receive(self.socket.get_ref(), flags, &mut self.buffer, &mut self.control)?;
-        self.dropped = self.dropped.max(received.dropped);
-        let message = &self.buffer[..received.length.min(self.buffer.len())];
+impl Judge {
+    /// What the message says, if it is ours.
+    fn arrival(&self, received: &Received, message: &[u8]) -> Option<Arrival<What>> {
         let (at, ttl) = (received.at, received.ttl);
         if let Some(error) = received.error {
             // The error queue hands back the request that the error quotes.
-            let request = wire::request_in(self.v6, message);
-            let kind = wire::error_kind(self.v6, error.icmp_type, error.icmp_code, error.info.to_be_bytes());
-            return Ok(request.zip(kind).map(|((_, seq), kind)| Arrival {
-                seq,
-                source: error.source,
-                at,
-                what: What::Error(kind),
-            }));
+            let (_, seq) = wire::request_in(self.v6, message)?;
+            let kind = wire::error_kind(self.v6, error.icmp_type, error.icmp_code, error.info.to_be_bytes())?;
+            let index = u32::from(seq).checked_sub(1)?;
+            return Some(Arrival { index, source: error.source, at, aside: true, what: What::Error(kind) });
         }
-        Ok(match wire::parse(self.v6, message) {
-            Some(Message::Reply { seq, data, .. })
+        match wire::parse(self.v6, message)? {
+            Message::Reply { seq, data, .. }
                 if self.secret.verifies(self.series, self.target, seq, self.payload_size, data) =>
             {
                 let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
                 let source = received.source.unwrap_or(self.target);
-                Some(Arrival { seq, source, at, what: What::Reply { ttl, length } })
+                let index = u32::from(seq).checked_sub(1)?;
+                Some(Arrival { index, source, at, aside: false, what: What::Reply { ttl, length } })
             }
             _ => None,
-        })
+        }
     }
 }
 
-impl Link for Datagram {
-    async fn send(&mut self, seq: u16) -> Result<Stamp, String> {
-        let data = self.secret.data(self.series, self.target, seq, self.payload_size);
-        let packet = wire::echo_request(self.v6, 0, seq, &data);
-        let fd = self.socket.as_raw_fd();
-        // A pending error of an earlier request is delivered by the next call on the socket, whatever it is: that one
-        // did not send. Once more then; the error itself is read from its queue.
-        for _ in 0..3 {
-            let stamp = Stamp::now();
-            match send(fd, &packet, MsgFlags::MSG_DONTWAIT) {
-                Ok(_) => return Ok(stamp),
-                Err(
-                    nix::Error::EHOSTUNREACH | nix::Error::ECONNREFUSED | nix::Error::ENETUNREACH | nix::Error::EPROTO,
-                ) => {}
-                Err(error) => return Err(options::send_failure(error)),
-            }
+/// Sends on a connected socket. A pending error of an earlier packet is delivered by the next call on the socket,
+/// whatever it is: that one did not send. Once more then; the error itself is read from its queue.
+///
+/// # Errors
+/// In words.
+pub fn send_now(socket: &impl AsRawFd, mut transmit: impl FnMut(i32) -> nix::Result<()>) -> Result<Stamp, String> {
+    use nix::errno::Errno::{ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EPROTO};
+    for _ in 0..3 {
+        let stamp = Stamp::now();
+        match transmit(socket.as_raw_fd()) {
+            Ok(()) => return Ok(stamp),
+            Err(EHOSTUNREACH | ECONNREFUSED | ENETUNREACH | EPROTO) => {}
+            Err(error) => return Err(options::send_failure(error)),
         }
-        Err(options::send_failure(nix::Error::EHOSTUNREACH))
+    }
+    Err(options::send_failure(EHOSTUNREACH))
+}
+
+impl Link for Datagram {
+    type What = What;
+
+    async fn send(&mut self, index: u32) -> Result<Stamp, String> {
+        let (judge, seq) = (&self.judge, super::seq(index));
+        let data = judge.secret.data(judge.series, judge.target, seq, judge.payload_size);
+        let packet = wire::echo_request(judge.v6, 0, seq, &data);
+        send_now(&*self.socket, |fd| send(fd, &packet, MsgFlags::MSG_DONTWAIT).map(drop))
     }
 
-    async fn arrival(&mut self) -> Arrival {
+    async fn arrival(&mut self) -> Option<Arrival<What>> {
         loop {
-            for flags in [MsgFlags::empty(), MsgFlags::MSG_ERRQUEUE] {
-                // Any call may fail with the pending error of an earlier request; only EAGAIN means that all is read.
-                let mut failures = 0;
-                while failures < 16 {
-                    match self.read(flags) {
-                        Ok(Some(arrival)) => return arrival,
-                        Ok(None) => {}
-                        Err(nix::Error::EAGAIN) => break,
-                        Err(_) => failures += 1,
-                    }
-                }
-            }
-            match self.socket.ready(Interest::READABLE | Interest::ERROR).await {
-                // Cleared before the socket is read again: what comes in between is seen by that read.
-                Ok(mut ready) => ready.clear_ready(),
-                Err(_) => std::future::pending().await,
+            let (received, message) = self.inbox.next().await;
+            if let Some(arrival) = self.judge.arrival(&received, message) {
+                return Some(arrival);
             }
         }
     }
 
     fn overflow(&self) -> u32 {
-        self.dropped
+        self.inbox.dropped
     }
 }

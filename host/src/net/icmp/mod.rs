@@ -5,13 +5,13 @@
 //! mode two series to one host collide on their sequence numbers. Why not a raw socket for each series: each of them
 //! gets a copy of every ICMP packet, and a default buffer holds 256 (1,000 at once: 744,000 dropped by the kernel).
 
-mod datagram;
-mod options;
-mod raw;
-mod session;
-mod wire;
+pub(super) mod datagram;
+pub(super) mod options;
+pub(crate) mod quoted;
+pub(super) mod raw;
+pub(super) mod receiver;
+pub(crate) mod wire;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::resolver::has_route;
+use super::series::{Event, Rate, Schedule, Series};
 use crate::policy::Permitted;
 
 /// How packets are sent and received.
@@ -39,39 +40,19 @@ pub struct Plan {
     pub dont_fragment: bool,
 }
 
-/// A reply, matched.
+/// What a message says about an echo request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reply {
-    pub seq: u16,
-    pub source: IpAddr,
-    pub ttl: Option<u8>,
+pub enum What {
     /// Bytes of the ICMP message.
-    pub length: u16,
-    pub rtt: Duration,
+    Reply { ttl: Option<u8>, length: u16 },
+    /// An ICMP error that quotes the request. A reply may still come, over another path.
+    Error(wire::Kind),
 }
 
-/// An ICMP error that quotes one of our requests.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ErrorMessage {
-    pub seq: u16,
-    pub source: IpAddr,
-    pub kind: &'static str,
-    pub icmp_type: u8,
-    pub icmp_code: u8,
-    pub mtu: Option<u32>,
-}
-
-/// What happens in a series, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    Sent(u16),
-    SendFailed { seq: u16, reason: String },
-    Reply(Reply),
-    Duplicate(Reply),
-    Late(Reply),
-    Error(ErrorMessage),
-    Lost(u16),
-    Overflow(u32),
+/// Sequence numbers count from 1.
+#[must_use]
+pub fn seq(index: u32) -> u16 {
+    u16::try_from(index + 1).unwrap_or(u16::MAX)
 }
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -139,6 +120,15 @@ impl Icmp {
         })
     }
 
+    /// What raw mode shares, for a family that has it.
+    #[must_use]
+    pub(super) fn raw(&self, v6: bool) -> Option<&Arc<raw::Raw>> {
+        match if v6 { &self.v6 } else { &self.v4 } {
+            Way::Raw(raw) => Some(raw),
+            _ => None,
+        }
+    }
+
     /// Starts a series. Must be called on the I/O runtime.
     ///
     /// # Errors
@@ -146,22 +136,24 @@ impl Icmp {
     pub fn start(
         &self,
         target: Permitted,
-        plan: Plan,
-    ) -> Result<(Session, mpsc::UnboundedReceiver<Event>), StartError> {
+        plan: &Plan,
+        rate: Rate,
+    ) -> Result<(Session, mpsc::UnboundedReceiver<Event<What>>), StartError> {
         // Asked first, so that both modes say it in the same way: it is this host's trouble and nobody's loss.
         if !has_route(target.address()) {
             return Err(StartError::Unreachable("This host has no route to the target.".into()));
         }
         let way = if target.address().is_ipv4() { &self.v4 } else { &self.v6 };
         let (events, received) = mpsc::unbounded_channel();
-        let series = session::Series::new(plan, events);
+        let schedule = Schedule { count: plan.count.into(), interval: plan.interval, timeout: plan.timeout };
+        let series = Series::new(schedule, rate, events);
         let (mode, task) = match way {
             Way::Raw(raw) => {
-                let link = raw.attach(target, &series.plan)?;
+                let link = raw.attach(target, plan)?;
                 (Mode::Raw, tokio::spawn(series.run(link)))
             }
             Way::Datagram(_) => {
-                let link = datagram::Datagram::open(target, &series.plan, Arc::clone(&self.secret))?;
+                let link = datagram::Datagram::open(target, plan, Arc::clone(&self.secret))?;
                 (Mode::Datagram, tokio::spawn(series.run(link)))
             }
             Way::None(why) => return Err(StartError::Unavailable(why.clone())),

@@ -1,13 +1,14 @@
 //! ICMP messages as bytes (RFC 792, RFC 4443). Pure: no sockets, no clocks.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use hmac::{Hmac, Mac};
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv4::Ipv4Packet;
-use pnet_packet::ipv6::Ipv6Packet;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
+
+use super::quoted::{self, Extensions, Quoted};
 
 pub const HEADER: usize = 8;
 const TOKEN: usize = 16;
@@ -82,11 +83,47 @@ pub fn echo_request(v6: bool, identifier: u16, seq: u16, data: &[u8]) -> Vec<u8>
     packet
 }
 
-/// What an ICMP message says that concerns an echo request.
+/// What a message is known by: the identifier of an echo request, or the source port of a quoted packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Key {
+    Echo(u16),
+    Udp(u16),
+    Tcp(u16),
+}
+
+/// What an ICMP message says that concerns us.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message<'a> {
     Reply { identifier: u16, seq: u16, data: &'a [u8] },
-    Error { identifier: u16, seq: u16, target: IpAddr, kind: Kind },
+    Error(Error<'a>),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Error<'a> {
+    pub kind: Kind,
+    pub quoted: Quoted<'a>,
+    pub extensions: Extensions,
+}
+
+impl Message<'_> {
+    /// Whose it may be.
+    #[must_use]
+    pub fn key(&self, v6: bool) -> Option<Key> {
+        let quoted = match self {
+            Self::Reply { identifier, .. } => return Some(Key::Echo(*identifier)),
+            Self::Error(error) => error.quoted,
+        };
+        let source_port = || quoted.transport.first_chunk().map(|port| u16::from_be_bytes(*port));
+        let icmp = if v6 { IpNextHeaderProtocols::Icmpv6 } else { IpNextHeaderProtocols::Icmp };
+        match quoted.protocol {
+            protocol if protocol == icmp.0 => {
+                request_in(v6, quoted.transport).map(|(identifier, _)| Key::Echo(identifier))
+            }
+            protocol if protocol == IpNextHeaderProtocols::Udp.0 => source_port().map(Key::Udp),
+            protocol if protocol == IpNextHeaderProtocols::Tcp.0 => source_port().map(Key::Tcp),
+            _ => None,
+        }
+    }
 }
 
 /// An ICMP error's meaning.
@@ -108,9 +145,14 @@ pub fn parse(v6: bool, message: &[u8]) -> Option<Message<'_>> {
         return (code == 0).then_some(Message::Reply { identifier, seq, data: rest });
     }
     let kind = error_kind(v6, icmp_type, code, [i0, i1, s0, s1])?;
-    let (target, quoted) = if v6 { quoted_v6(rest)? } else { quoted_v4(rest)? };
-    let (identifier, seq) = request_in(v6, &quoted)?;
-    Some(Message::Error { identifier, seq, target, kind })
+    // RFC 4884: the length of the quoted packet in words of 32 bits, in ICMPv6 of 64 bits, where there is room for it.
+    let length = match (v6, icmp_type) {
+        (false, V4_UNREACHABLE | V4_TIME_EXCEEDED | V4_PARAMETER_PROBLEM) => usize::from(i1) * 4,
+        (true, V6_UNREACHABLE | V6_TIME_EXCEEDED) => usize::from(i0) * 8,
+        _ => 0,
+    };
+    let (quoted, extensions) = quoted::split(v6, rest, length)?;
+    Some(Message::Error(Error { kind, quoted, extensions }))
 }
 
 /// Identifier and sequence number of an echo request's first bytes.
@@ -119,35 +161,6 @@ pub fn request_in(v6: bool, icmp: &[u8]) -> Option<(u16, u16)> {
     let [kind, 0, _, _, i0, i1, s0, s1] = *icmp.first_chunk::<HEADER>()? else { return None };
     (kind == if v6 { V6_ECHO_REQUEST } else { V4_ECHO_REQUEST })
         .then(|| (u16::from_be_bytes([i0, i1]), u16::from_be_bytes([s0, s1])))
-}
-
-fn quoted_v4(quoted: &[u8]) -> Option<(IpAddr, Vec<u8>)> {
-    let ip = Ipv4Packet::new(quoted)?;
-    let header = usize::from(ip.get_header_length()) * 4;
-    // A later fragment has no ICMP header to match.
-    let ours = ip.get_version() == 4
-        && header >= 20
-        && ip.get_next_level_protocol() == IpNextHeaderProtocols::Icmp
-        && ip.get_fragment_offset() == 0;
-    let target: Ipv4Addr = ip.get_destination();
-    ours.then(|| Some((target.into(), quoted.get(header..)?.to_vec())))?
-}
-
-fn quoted_v6(quoted: &[u8]) -> Option<(IpAddr, Vec<u8>)> {
-    let ip = Ipv6Packet::new(quoted)?;
-    let target: Ipv6Addr = ip.get_destination();
-    let mut next = ip.get_next_header();
-    let mut rest = quoted.get(40..)?;
-    // A request over the MTU was fragmented by us: its first fragment carries the header.
-    if next == IpNextHeaderProtocols::Ipv6Frag {
-        let [protocol, _, offset_high, offset_low, ..] = *rest else { return None };
-        if u16::from_be_bytes([offset_high, offset_low]) >> 3 != 0 {
-            return None;
-        }
-        next = pnet_packet::ip::IpNextHeaderProtocol::new(protocol);
-        rest = rest.get(8..)?;
-    }
-    (ip.get_version() == 6 && next == IpNextHeaderProtocols::Icmpv6).then(|| (target.into(), rest.to_vec()))
 }
 
 /// The IP header in front of what a raw IPv4 socket hands over: its TTL, and the message behind it.
@@ -252,15 +265,15 @@ mod tests {
         ip.extend(echo_request(false, 5, 6, b"xxxxxxxx"));
         let mut message = vec![V4_UNREACHABLE, 4, 0, 0, 0, 0, 0x05, 0x78];
         message.extend(&ip);
-        let Some(Message::Error { identifier: 5, seq: 6, target, kind }) = parse(false, &message) else {
-            panic!("not matched")
-        };
-        assert_eq!(
-            (target.to_string().as_str(), kind.mtu, kind.words),
-            ("192.0.2.9", Some(1400), "fragmentation needed")
-        );
+        let parsed = parse(false, &message).expect("an error");
+        assert_eq!(parsed.key(false), Some(Key::Echo(5)));
+        let Message::Error(error) = parsed else { panic!("not an error") };
+        assert_eq!(request_in(false, error.quoted.transport), Some((5, 6)));
+        assert_eq!((error.kind.mtu, error.kind.words), (Some(1400), "fragmentation needed"));
         message[8 + 9] = 17;
-        assert_eq!(parse(false, &message), None, "a quoted UDP packet is not ours");
+        assert_eq!(parse(false, &message).expect("an error").key(false), Some(Key::Udp(0x0800)));
+        message[8 + 9] = 47;
+        assert_eq!(parse(false, &message).expect("an error").key(false), None, "we send no such packets");
     }
 
     #[test]
@@ -275,13 +288,13 @@ mod tests {
         v4.extend([0; 60]);
         for (is_v6, message) in [(true, v6), (false, v4)] {
             for cut in 0..=message.len() {
-                let _ = parse(is_v6, &message[..cut]);
+                let _ = parse(is_v6, &message[..cut]).map(|message| message.key(is_v6));
                 let _ = strip_ipv4(&message[..cut]);
             }
             for bit in 0..message.len() * 8 {
                 let mut flipped = message.clone();
                 flipped[bit / 8] ^= 1 << (bit % 8);
-                let _ = parse(is_v6, &flipped);
+                let _ = parse(is_v6, &flipped).map(|message| message.key(is_v6));
                 let _ = strip_ipv4(&flipped);
             }
         }
