@@ -123,7 +123,7 @@ impl Resolver {
     }
 
     /// The names of addresses, all asked for at once: from the hosts file, else from the name servers in turn, within
-    /// [`REVERSE_TIMEOUT`] in all.
+    /// a second in all.
     pub async fn reverse(&self, addresses: &[IpAddr]) -> Vec<Option<String>> {
         let ends = tokio::time::Instant::now() + REVERSE_TIMEOUT;
         let ask = |address: IpAddr| async move { tokio::time::timeout_at(ends, self.name_of(address)).await.ok()? };
