@@ -443,8 +443,8 @@ fn plugins_tells_what_there_is() {
     let body = server.get("/api/v1.0/plugins").body;
     let names: Vec<_> =
         body["plugins"].as_array().expect("a list").iter().map(|p| p["name"].as_str().expect("a name")).collect();
-    assert_eq!(names, ["dns_lookup", "http_request", "ping"]);
-    let ping = &body["plugins"][2];
+    assert_eq!(names, ["dns_lookup", "dns_traceroute", "http_request", "ping", "traceroute"]);
+    let ping = &body["plugins"][3];
     assert_eq!(ping["options"]["required"], json!(["dst"]));
     assert_eq!(ping["options"]["properties"]["count"]["default"], json!(10));
     let imports: Vec<_> = ping["imports"]

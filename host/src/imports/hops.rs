@@ -6,17 +6,13 @@ use tokio::sync::mpsc;
 use wasmtime::component::Resource;
 
 use super::{RunState, parse_address, wit};
-use crate::net::dns::{Question, mnemonic};
+use crate::net::dns::{Question, Transport, mnemonic};
 use crate::net::hops::{self, Answer, Carrier, HopsError, Plan, Probe, What};
-use crate::net::icmp::StartError;
 use crate::net::series::{Event, Standing};
-use crate::plugins::limits;
 use crate::policy::Policy;
 use wit::hops as guest;
 use wit::net::NetError;
 
-/// DNS over UDP.
-const DNS_PORT: u16 = 53;
 const PROBES: usize = 4096;
 const FLOWS: u16 = 16;
 
@@ -70,7 +66,7 @@ impl RunState {
             .and_then(|address| {
                 self.permit(address, |policy: &Policy, address, name| {
                     if question {
-                        policy.permit_question(address, DNS_PORT, name)
+                        policy.permit_question(address, Transport::Udp.port(), name)
                     } else {
                         policy.permit(address, name)
                     }
@@ -79,20 +75,17 @@ impl RunState {
             .and_then(|target| checked(plan).map(|plan| (target, plan)))
             .and_then(|planned| {
                 self.packets(u32::try_from(planned.1.probes.len()).unwrap_or(u32::MAX)).map(|()| planned)
-            });
+            })
+            .and_then(|planned| self.room().map(|()| planned));
         let (target, plan) = match allowed {
             Ok(planned) => planned,
             Err(error) => return Ok(Err(error)),
         };
-        if self.sessions >= limits::SESSIONS {
-            return Ok(Err(NetError::Unavailable(format!("one test may hold {} sessions at most", limits::SESSIONS))));
-        }
         let (lent, rate) = (self.lent.clone(), self.rate.clone());
         // On the I/O runtime: the trace's task and sockets must live there.
         Ok(match self.lend(async move { lent.net.hops.start(target, &plan, rate) }).await? {
             Ok((trace, events)) => Ok(Trace { trace, events }),
-            Err(HopsError::Start(StartError::Unavailable(why))) => Err(NetError::Unavailable(why)),
-            Err(HopsError::Start(StartError::Unreachable(why))) => Err(NetError::Unreachable(why)),
+            Err(HopsError::Start(error)) => Err(error.into()),
             Err(HopsError::Question(why)) => Err(NetError::Invalid(why.to_string())),
         })
     }

@@ -6,7 +6,6 @@ use wasmtime::component::Resource;
 use super::{RunState, parse_address, wit};
 use crate::net::icmp::{Mode, Plan, Session, StartError, What, seq};
 use crate::net::series::{Event, Standing};
-use crate::plugins::limits;
 use crate::policy::Policy;
 use wit::icmp::{EchoEvent, EchoPlan, EchoReply, IcmpError, SendFailure};
 use wit::net::NetError;
@@ -49,20 +48,17 @@ impl RunState {
         let allowed = parse_address(&plan.target)
             .and_then(|address| self.permit(address, Policy::permit))
             .and_then(|target| checked(&plan).map(|plan| (target, plan)))
-            .and_then(|planned| self.packets(plan.count.into()).map(|()| planned));
+            .and_then(|planned| self.packets(plan.count.into()).map(|()| planned))
+            .and_then(|planned| self.room().map(|()| planned));
         let (target, plan) = match allowed {
             Ok(planned) => planned,
             Err(error) => return Ok(Err(error)),
         };
-        if self.sessions >= limits::SESSIONS {
-            return Ok(Err(NetError::Unavailable(format!("one test may hold {} sessions at most", limits::SESSIONS))));
-        }
         let (lent, rate) = (self.lent.clone(), self.rate.clone());
         // On the I/O runtime: the session's task and sockets must live there.
         Ok(match self.lend(async move { lent.net.icmp.start(target, &plan, rate) }).await? {
             Ok((session, events)) => Ok(Echoes { session, events }),
-            Err(StartError::Unavailable(why)) => Err(NetError::Unavailable(why)),
-            Err(StartError::Unreachable(why)) => Err(NetError::Unreachable(why)),
+            Err(error) => Err(error.into()),
         })
     }
 }
@@ -99,6 +95,15 @@ impl wit::icmp::HostEchoes for RunState {
         self.table.delete(echoes)?;
         self.sessions -= 1;
         Ok(())
+    }
+}
+
+impl From<StartError> for NetError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Unavailable(why) => Self::Unavailable(why),
+            StartError::Unreachable(why) => Self::Unreachable(why),
+        }
     }
 }
 

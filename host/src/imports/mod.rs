@@ -146,6 +146,14 @@ impl RunState {
         Ok(())
     }
 
+    /// Is there room for another session?
+    fn room(&self) -> Result<(), wit::net::NetError> {
+        if self.sessions < limits::SESSIONS {
+            return Ok(());
+        }
+        Err(wit::net::NetError::Unavailable(format!("one test may hold {} sessions at most", limits::SESSIONS)))
+    }
+
     fn call(&mut self, bytes: usize) -> Result<(), LimitHit> {
         self.usage.call(bytes)
     }

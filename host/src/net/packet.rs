@@ -140,13 +140,14 @@ pub struct Inbox {
     control: Vec<u8>,
     /// Packets that the socket dropped for want of room.
     pub dropped: u32,
+    told: u32,
 }
 
 impl Inbox {
     /// `room` is the longest message that is wanted whole.
     #[must_use]
     pub fn new(socket: std::sync::Arc<AsyncFd<Socket>>, room: usize) -> Self {
-        Self { socket, buffer: vec![0; room], control: control_room(), dropped: 0 }
+        Self { socket, buffer: vec![0; room], control: control_room(), dropped: 0, told: 0 }
     }
 
     /// The next message. Loses nothing when dropped.
@@ -163,6 +164,13 @@ impl Inbox {
                 Err(_) => std::future::pending().await,
             }
         }
+    }
+
+    /// Packets that the socket dropped since this was last asked.
+    pub fn newly_dropped(&mut self) -> u32 {
+        let new = self.dropped.wrapping_sub(self.told);
+        self.told = self.dropped;
+        new
     }
 
     fn read(&mut self) -> Option<Received> {

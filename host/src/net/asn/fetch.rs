@@ -114,6 +114,7 @@ impl Asn {
         let mut response = request.send().await.map_err(reqwest::Error::without_url)?;
         if response.status() == StatusCode::NOT_MODIFIED {
             tracing::info!(host = source.host(), "ASN database is the newest");
+            self.is_newest();
             return Ok(());
         }
         ensure!(response.status() == StatusCode::OK, "the server answered {}", response.status());

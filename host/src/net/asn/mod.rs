@@ -58,15 +58,13 @@ impl Database {
     /// Reads all of it once: a database that is damaged anywhere is refused here, and not found out by a test.
     fn check(bytes: Vec<u8>) -> anyhow::Result<Self> {
         // The crate is not proven against every damaged file; none of them may end the program.
-        let checked = std::panic::catch_unwind(|| {
-            let reader = Reader::from_source(bytes)?;
-            reader.verify()?;
-            Ok::<_, maxminddb::MaxMindDbError>(reader)
-        });
-        let reader = match checked {
-            Ok(reader) => reader.context("it is not a whole MaxMind database")?,
-            Err(_) => anyhow::bail!("it is not a MaxMind database"),
-        };
+        let checked = std::panic::catch_unwind(|| Self::parse(bytes));
+        checked.unwrap_or_else(|_| Err(anyhow::anyhow!("it is not a MaxMind database")))
+    }
+
+    fn parse(bytes: Vec<u8>) -> anyhow::Result<Self> {
+        let reader = Reader::from_source(bytes).context("it is not a whole MaxMind database")?;
+        reader.verify().context("it is not a whole MaxMind database")?;
         let kind = reader.metadata().database_type.clone();
         ensure!(kind.contains("ASN"), "it is of the type '{}', not of GeoLite2-ASN's", kind.escape_debug());
         let built = i64::try_from(reader.metadata().build_epoch)?;
@@ -162,6 +160,11 @@ impl Asn {
         state.problem = None;
     }
 
+    /// What there is, is the newest.
+    fn is_newest(&self) {
+        write(&self.state).problem = None;
+    }
+
     fn complain(&self, problem: &str) {
         let mut state = write(&self.state);
         if state.problem.as_deref() != Some(problem) {
@@ -172,7 +175,10 @@ impl Asn {
 }
 
 fn load(file: &Path) -> anyhow::Result<Database> {
-    let size = std::fs::metadata(file)?.len();
+    let found = std::fs::metadata(file)?;
+    // A pipe would be waited for without end.
+    ensure!(found.is_file(), "it is not a file");
+    let size = found.len();
     ensure!(size <= FILE_BYTES, "it is larger than {} MiB", FILE_BYTES >> 20);
     Database::check(std::fs::read(file)?)
 }
@@ -183,4 +189,69 @@ fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
 
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `tests/support/asn.py` writes it, with an independent writer.
+    const DATABASE: &[u8] = include_bytes!("../../../../tests/support/asn.mmdb");
+
+    fn number(database: &Database, address: &str) -> Option<u32> {
+        database.lookup(address.parse().expect("an address")).expect("looked up").map(|system| system.number)
+    }
+
+    #[test]
+    fn addresses_are_found_in_both_families() {
+        let database = Database::check(DATABASE.to_vec()).expect("a database");
+        let found = database.lookup("10.80.1.77".parse().expect("an address")).expect("looked up").expect("known");
+        let expected =
+            AutonomousSystem { number: 64500, name: Some("Lab network 64500".into()), network: "10.80.1.0/24".into() };
+        assert_eq!(found, expected);
+        assert_eq!(number(&database, "fd80:0:0:7::2"), Some(64504));
+        assert_eq!([number(&database, "192.0.2.127"), number(&database, "192.0.2.128")], [Some(64506), None]);
+    }
+
+    #[test]
+    fn no_damage_panics_and_what_is_damaged_visibly_is_refused() {
+        for cut in 0..DATABASE.len() {
+            assert!(Database::check(DATABASE[..cut].to_vec()).is_err(), "cut at {cut}");
+        }
+        assert!(Database::check(vec![0; 4096]).is_err());
+        for byte in 0..DATABASE.len() {
+            let mut flipped = DATABASE.to_vec();
+            flipped[byte] ^= 1 << (byte % 8);
+            // A changed letter of a name cannot be told; a lookup must come to an end all the same.
+            if let Ok(database) = Database::check(flipped) {
+                for address in ["10.80.1.1", "203.0.113.5", "fd80::1", "::", "255.255.255.255"] {
+                    let _ = database.lookup(address.parse().expect("an address"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_good_stays_until_something_better_is_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("asn.mmdb");
+        let asn = Asn::new(Some(file.clone()));
+        asn.look();
+        assert!(matches!(asn.status(), (None, Some(problem)) if problem.contains("asn.mmdb")));
+        let mut city = DATABASE.to_vec();
+        let at = city.windows(12).rposition(|window| window == b"GeoLite2-ASN").expect("its type");
+        city[at..at + 12].copy_from_slice(b"GeoLite2-Cit");
+        for bytes in [DATABASE.to_vec(), vec![], DATABASE[..900].to_vec(), city] {
+            std::fs::write(&file, bytes).expect("written");
+            asn.look();
+            assert!(asn.status().0.is_some());
+        }
+        assert!(asn.status().1.is_some_and(|problem| problem.contains("GeoLite2-Cit")));
+        std::fs::remove_file(&file).expect("removed");
+        asn.look();
+        assert!(asn.status().0.is_some(), "a file that is gone takes nothing away");
+        std::fs::write(&file, DATABASE).expect("written");
+        asn.look();
+        assert_eq!(asn.status().1, None);
+    }
 }

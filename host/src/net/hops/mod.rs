@@ -10,6 +10,7 @@ mod sockets;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use socket2::Protocol;
@@ -18,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::dns::{AskError, Query};
 use super::icmp::options::Fragments;
-use super::icmp::raw::Sender;
+use super::icmp::raw::{SERIES_ROOM, Sender};
 use super::icmp::receiver::Receiver;
 use super::icmp::{Icmp, Mode, StartError, quoted, wire};
 use super::resolver::has_route;
@@ -213,6 +214,35 @@ fn facts(mode: Mode, packets: &Packets) -> Facts {
         payload_size: u16::try_from(packets.shape.size).unwrap_or(u16::MAX),
         packet_size: packets.shape.packet_size(),
         constant_flow: packets.constant_flow,
+    }
+}
+
+/// Hands what arrives to a trace, and counts what this host itself had to drop, so that silence is not laid to the
+/// network then.
+struct Mouth {
+    arrivals: mpsc::Sender<Arrival<What>>,
+    dropped: AtomicU32,
+}
+
+impl Mouth {
+    fn new() -> (Self, mpsc::Receiver<Arrival<What>>) {
+        let (arrivals, received) = mpsc::channel(SERIES_ROOM);
+        (Self { arrivals, dropped: AtomicU32::new(0) }, received)
+    }
+
+    fn tell(&self, index: u32, source: IpAddr, at: Option<Duration>, what: impl Into<What>) {
+        let arrival = Arrival { index, source, at, aside: false, what: what.into() };
+        if self.arrivals.try_send(arrival).is_err() {
+            self.dropped(1);
+        }
+    }
+
+    fn dropped(&self, packets: u32) {
+        self.dropped.fetch_add(packets, Ordering::Relaxed);
+    }
+
+    fn overflow(&self) -> u32 {
+        self.dropped.load(Ordering::Relaxed)
     }
 }
 

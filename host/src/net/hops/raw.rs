@@ -2,9 +2,8 @@
 //! from it (ICMP), from the UDP sockets whose ports the probes have, or from raw TCP sockets that let nothing else in.
 //! A TCP port is bound and never connected: the kernel itself resets what answers there, so nothing stays half open.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use pnet_packet::tcp::{TcpFlags, TcpPacket};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -13,8 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::packets::{self, Packets, Probe, Shape, Transport};
-use super::{Answer, Facts, Senders, What, unavailable};
-use crate::net::icmp::raw::SERIES_ROOM;
+use super::{Answer, Facts, Mouth, Senders, What, unavailable};
 use crate::net::icmp::receiver::{Claim, Heard, Listener};
 use crate::net::icmp::wire::{Key, Message};
 use crate::net::icmp::{Mode, StartError, options, wire};
@@ -38,17 +36,7 @@ pub struct RawLink {
 /// Which probe a message answers, if one of ours.
 struct Judge {
     packets: std::sync::OnceLock<Packets>,
-    arrivals: mpsc::Sender<Arrival<What>>,
-    dropped: AtomicU32,
-}
-
-impl Judge {
-    fn tell(&self, index: u32, source: IpAddr, at: Option<std::time::Duration>, answer: Answer) {
-        let arrival = Arrival { index, source, at, aside: false, what: answer.into() };
-        if self.arrivals.try_send(arrival).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    mouth: Mouth,
 }
 
 impl Listener for Judge {
@@ -64,7 +52,7 @@ impl Listener for Judge {
             }
         };
         if let Some(index) = index {
-            self.tell(index, heard.source, heard.at, answer);
+            self.mouth.tell(index, heard.source, heard.at, answer);
         }
     }
 }
@@ -76,9 +64,8 @@ impl RawLink {
         probes: &[Probe],
         kept: watch::Receiver<u8>,
     ) -> Result<Self, StartError> {
-        let (sender, arrivals) = mpsc::channel(SERIES_ROOM);
-        let judge =
-            Arc::new(Judge { packets: std::sync::OnceLock::new(), arrivals: sender, dropped: AtomicU32::new(0) });
+        let (mouth, arrivals) = Mouth::new();
+        let judge = Arc::new(Judge { packets: std::sync::OnceLock::new(), mouth });
         let (count, constant_flow) = packets::lanes(&shape, probes, false);
         let receiver = &senders.receiver;
         let (mut claims, mut lanes, mut reserved, mut readers) = (vec![], vec![], vec![], JoinSet::new());
@@ -160,17 +147,19 @@ fn port_of(socket: &Socket) -> std::io::Result<u16> {
 
 async fn read_datagrams(mut inbox: Inbox, lane: usize, judge: Arc<Judge>) {
     loop {
+        judge.mouth.dropped(inbox.newly_dropped());
         let (received, data) = inbox.next().await;
         let Some(packets) = judge.packets.get() else { continue };
         if let Some((index, rcode)) = packets.answered(lane, data) {
             let answer = rcode.map_or(Answer::Datagram, |rcode| Answer::Dns { rcode });
-            judge.tell(index, received.source.unwrap_or(packets.shape.target), received.at, answer);
+            judge.mouth.tell(index, received.source.unwrap_or(packets.shape.target), received.at, answer);
         }
     }
 }
 
 async fn read_segments(mut inbox: Inbox, judge: Arc<Judge>) {
     loop {
+        judge.mouth.dropped(inbox.newly_dropped());
         let (received, bytes) = inbox.next().await;
         let Some(packets) = judge.packets.get() else { continue };
         let segment = if packets.shape.v6() { Some(bytes) } else { wire::strip_ipv4(bytes).map(|(_, rest)| rest) };
@@ -186,7 +175,7 @@ async fn read_segments(mut inbox: Inbox, judge: Arc<Judge>) {
             continue;
         }
         if let Some(index) = packets.acknowledged(segment.get_destination(), segment.get_acknowledgement()) {
-            judge.tell(index, source, received.at, answer);
+            judge.mouth.tell(index, source, received.at, answer);
         }
     }
 }
@@ -210,7 +199,7 @@ impl Link for RawLink {
 
     fn overflow(&self) -> u32 {
         let kernel = self.senders.receiver.dropped().wrapping_sub(self.dropped_before);
-        kernel.saturating_add(self.judge.dropped.load(Ordering::Relaxed))
+        kernel.saturating_add(self.judge.mouth.overflow())
     }
 
     fn wanted(&self, index: u32) -> bool {

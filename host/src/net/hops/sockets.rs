@@ -18,10 +18,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::packets::{self, Packets, Probe, Shape, Transport};
-use super::{Answer, Facts, What};
+use super::{Answer, Facts, Mouth, What};
 use crate::net::icmp::datagram::{connected, send_now};
 use crate::net::icmp::options::Fragments;
-use crate::net::icmp::raw::SERIES_ROOM;
 use crate::net::icmp::wire::{self, Message};
 use crate::net::icmp::{Mode, StartError, options};
 use crate::net::packet::{self, Inbox, Received, Stamp};
@@ -36,7 +35,7 @@ pub struct SocketLink {
     flows: Vec<Arc<AsyncFd<Socket>>>,
     timeout: Duration,
     permits: Arc<Semaphore>,
-    told: mpsc::Sender<Arrival<What>>,
+    mouth: Arc<Mouth>,
     arrivals: mpsc::Receiver<Arrival<What>>,
     kept: watch::Receiver<u8>,
     readers: JoinSet<()>,
@@ -50,7 +49,8 @@ impl SocketLink {
         timeout: Duration,
         kept: watch::Receiver<u8>,
     ) -> Result<Self, StartError> {
-        let (told, arrivals) = mpsc::channel(SERIES_ROOM);
+        let (mouth, arrivals) = Mouth::new();
+        let mouth = Arc::new(mouth);
         let (count, constant_flow) = packets::lanes(&shape, probes, true);
         let (transport, target) = (shape.transport, shape.target);
         // Ports and identifiers are the kernel's; here a lane is known by its number.
@@ -63,11 +63,11 @@ impl SocketLink {
                     packet::watched(connected(target, Fragments::AtLink)?, Interest::READABLE | Interest::ERROR);
                 let socket = Arc::new(socket.map_err(|error| super::unavailable("ICMP", &error))?);
                 let inbox = Inbox::new(Arc::clone(&socket), packets.shape.size + 2048);
-                readers.spawn(read_echoes(inbox, lane, Arc::clone(&packets), told.clone()));
+                readers.spawn(read_echoes(inbox, lane, Arc::clone(&packets), Arc::clone(&mouth)));
                 flows.push(socket);
             }
         }
-        Ok(Self { packets, flows, timeout, permits, told, arrivals, kept, readers })
+        Ok(Self { packets, flows, timeout, permits, mouth, arrivals, kept, readers })
     }
 
     pub fn facts(&self) -> Facts {
@@ -104,10 +104,11 @@ impl SocketLink {
         let socket = Arc::new(packet::watched(socket, Interest::READABLE | Interest::ERROR).map_err(words)?);
         let stamp = Stamp::now();
         socket.get_ref().send(&self.packets.payload(index)).map_err(words)?;
-        let (packets, told) = (Arc::clone(&self.packets), self.told.clone());
+        let (packets, mouth) = (Arc::clone(&self.packets), Arc::clone(&self.mouth));
         let mut inbox = Inbox::new(socket, 4096);
         self.read_for(self.timeout, permit, async move {
             loop {
+                mouth.dropped(inbox.newly_dropped());
                 let (received, data) = inbox.next().await;
                 let answer = match error_of(&packets.shape, &received) {
                     Some((source, answer)) => Some((source, answer)),
@@ -124,8 +125,7 @@ impl SocketLink {
                     }
                 };
                 if let Some((source, answer)) = answer {
-                    let _ =
-                        told.try_send(Arrival { index, source, at: received.at, aside: false, what: answer.into() });
+                    mouth.tell(index, source, received.at, answer);
                 }
             }
         });
@@ -146,10 +146,10 @@ impl SocketLink {
         }
         let socket = packet::watched(socket, Interest::READABLE | Interest::WRITABLE | Interest::ERROR);
         let socket = socket.map_err(|error| failure(&error))?;
-        let (packets, told) = (Arc::clone(&self.packets), self.told.clone());
+        let (packets, mouth) = (Arc::clone(&self.packets), Arc::clone(&self.mouth));
         self.read_for(self.timeout, permit, async move {
             if let Some((source, at, what)) = connection(&socket, &packets.shape, stamp).await {
-                let _ = told.try_send(Arrival { index, source, at, aside: false, what });
+                mouth.tell(index, source, at, what);
             }
         });
         Ok(stamp)
@@ -208,15 +208,18 @@ async fn connection(socket: &AsyncFd<Socket>, shape: &Shape, sent: Stamp) -> Opt
                 let what = What { answer: Answer::SynAck, timed: !repeated };
                 return Some((shape.target, Some(sent.wall() + rtt), what));
             }
+            // The error of an ICMP message that came since the queue was read: it is there now.
+            Ok(Some(_)) => {}
             _ => ready.clear_ready(),
         }
     }
 }
 
-async fn read_echoes(mut inbox: Inbox, lane: usize, packets: Arc<Packets>, told: mpsc::Sender<Arrival<What>>) {
+async fn read_echoes(mut inbox: Inbox, lane: usize, packets: Arc<Packets>, mouth: Arc<Mouth>) {
     let v6 = packets.shape.v6();
     let identifier = u16::try_from(lane).unwrap_or(u16::MAX);
     loop {
+        mouth.dropped(inbox.newly_dropped());
         let (received, message) = inbox.next().await;
         let found = if received.error.is_some() {
             // What comes back is the request; the kernel has matched its identifier.
@@ -232,7 +235,7 @@ async fn read_echoes(mut inbox: Inbox, lane: usize, packets: Arc<Packets>, told:
             }
         };
         if let Some((index, (source, answer))) = found {
-            let _ = told.try_send(Arrival { index, source, at: received.at, aside: false, what: answer.into() });
+            mouth.tell(index, source, received.at, answer);
         }
     }
 }
@@ -269,7 +272,7 @@ impl Link for SocketLink {
     }
 
     fn overflow(&self) -> u32 {
-        0
+        self.mouth.overflow()
     }
 
     fn wanted(&self, index: u32) -> bool {
