@@ -4,7 +4,7 @@
 PLUGINS := $(notdir $(wildcard plugins/*))
 BUILT   := $(PLUGINS:%=target/wasm32-wasip2/plugin/%.wasm)
 
-.PHONY: run test lint plugins setup bench
+.PHONY: run test lint fuzz plugins setup bench
 
 run: plugins
 	cargo build --release
@@ -24,6 +24,7 @@ test: lint
 	cp $(BUILT) target/debug/plugins/
 	cp target/wasm32-wasip2/plugin/hostile.wasm target/debug/hostile/
 	cargo test -p scouter -p scouter-sdk
+	fuzz/run.sh
 
 lint:
 	@./setup.sh test
@@ -31,6 +32,11 @@ lint:
 	cargo plugins
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+
+# Input from strangers, made up for a minute.
+fuzz:
+	@./setup.sh test
+	fuzz/run.sh
 
 # Measurements, on a quiet machine and as root; see bench/README.md.
 bench:

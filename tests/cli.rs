@@ -1,12 +1,12 @@
 //! The command line and the settings.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::support::plugins;
 use crate::support::server::{Server, command};
+use crate::support::{self, plugins};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -17,6 +17,7 @@ pub fn trials() -> Vec<Trial> {
         a_wrong_setting_names_variable_value_and_what_is_allowed,
         older_names_of_settings_work,
         help_shows_every_setting_and_no_secret,
+        a_server_takes_as_many_descriptors_as_it_may_have,
         secrets_come_from_a_file_and_short_ones_are_warned_about,
         plugins_lists_types_and_options,
     )
@@ -158,6 +159,16 @@ fn plugins_lists_types_and_options() {
     );
     let json: Value = serde_json::from_str(&out(&scouter(&["plugins", "--json"], &[]))).expect("JSON");
     assert_eq!(json[3]["name"], "ping");
+}
+
+fn a_server_takes_as_many_descriptors_as_it_may_have() {
+    let mut command = Command::new("sh");
+    super::support::server::clean(&mut command);
+    command.args(["-c", &format!("ulimit -Sn 200; ulimit -Hn 900; exec {}", support::scouter())]);
+    let server = Server::spawn(command, &[], None);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).expect("limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
+    assert_eq!(line.split_whitespace().nth(3), Some("900"), "{line}");
 }
 
 fn secrets_come_from_a_file_and_short_ones_are_warned_about() {

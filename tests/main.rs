@@ -1,6 +1,7 @@
 //! One binary for all integration tests: linking wasmtime once takes long enough.
 //!
 //! - `api`      every route and every error row of the contract, receipts, waiting, cancelling, signals
+//! - `asn`      the ASN database of a running server, and how it is fetched
 //! - `cli`      the command line and the settings
 //! - `sandbox`  hostile plugins: what each costs is one failed test
 //! - `loading`  hostile plugin files and caches
@@ -13,6 +14,7 @@
 #![expect(clippy::disallowed_types, reason = "the tests are the other side of the network")]
 
 mod api;
+mod asn;
 mod cli;
 mod lab;
 mod loading;
@@ -27,7 +29,7 @@ use support::lab::Lab;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials = [api::trials(), cli::trials(), sandbox::trials(), loading::trials()].concat_all();
+    let mut trials = [api::trials(), asn::trials(), cli::trials(), sandbox::trials(), loading::trials()].concat_all();
     let root = nix::unistd::geteuid().is_root();
     let mut built = None;
     if root && !arguments.list {

@@ -19,7 +19,7 @@ use crate::support::lab::Lab;
 use crate::support::server::Server;
 use crate::support::{hostile, plugins, scouter};
 
-fn median(mut samples: Vec<f64>) -> f64 {
+pub fn median(mut samples: Vec<f64>) -> f64 {
     samples.sort_by(f64::total_cmp);
     samples[samples.len() / 2]
 }

@@ -6,6 +6,7 @@
 
 mod figures;
 mod load;
+mod paths;
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -23,6 +24,9 @@ const ALL: &[Measure] = &[
     ("neighbours", figures::neighbours),
     ("rtt", figures::rtt),
     ("phases", figures::phases),
+    ("silence", paths::silence),
+    ("hundred", paths::hundred),
+    ("trace_cpu", paths::trace_cpu),
     ("status", load::status),
     ("tests", load::tests),
 ];

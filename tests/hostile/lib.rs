@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::net::{TcpStream, UdpSocket};
 
 use scouter_sdk::bindings::exports::scouter::probe::test::{Description, Guest, Outcome};
-use scouter_sdk::bindings::scouter::probe::{http, icmp, net, report};
+use scouter_sdk::bindings::scouter::probe::{hops, http, icmp, net, report};
 use serde_json::{Value, json};
 use wasip2::clocks::monotonic_clock;
 
@@ -103,6 +103,23 @@ impl Guest for Hostile {
                     planned += 1000;
                 }
                 return outcome(&json!({"planned": planned}));
+            }
+            "flood" => {
+                let probes: Vec<_> = (0..500).map(|_| hops::Probe { ttl: 64, flow: 0 }).collect();
+                let trace = hops::TracePlan {
+                    target: to.into(),
+                    carrier: hops::Carrier::Udp(9),
+                    probes,
+                    payload_size: 16,
+                    interval_us: 100,
+                    timeout_ms: 60_000,
+                };
+                let traces: Vec<_> = (0..8).map(|_| hops::Trace::start(&trace)).collect();
+                let echoes: Vec<_> = (0..20).map(|_| icmp::Echoes::start(&plan(to, 250))).collect();
+                for trace in traces.iter().flatten() {
+                    while trace.next().is_some() {}
+                }
+                black_box(&echoes);
             }
             "hang" => {
                 if let Ok(echoes) = icmp::Echoes::start(&icmp::EchoPlan { timeout_ms: 60_000, ..plan(to, 1) }) {

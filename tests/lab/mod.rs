@@ -3,6 +3,8 @@
 mod dns;
 mod faults;
 mod http;
+mod liars;
+mod modes;
 mod path;
 mod ping;
 mod policy;
@@ -21,6 +23,8 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(dns::trials(lab));
     all.extend(http::trials(lab));
     all.extend(path::trials(lab));
+    all.extend(modes::trials(lab));
+    all.extend(liars::trials(lab));
     all.extend(faults::trials(lab));
     all.extend(policy::trials(lab));
     all

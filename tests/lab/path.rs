@@ -16,7 +16,6 @@ use crate::trials;
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     trials!("lab::path", lab =>
         every_carrier_finds_every_router,
-        error_queues_find_them_too,
         hop_by_hop_as_traceroute_and_mtr_see_them,
         a_path_ends_where_a_router_says_so,
         a_black_hole_costs_one_timeout,
@@ -35,9 +34,9 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
 }
 
 const CARRIERS: [&str; 3] = ["ICMP", "TCP", "UDP"];
-const TARGETS: [(&str, [Option<&str>; 8]); 2] = [("10.81.0.2", chain::V4), ("fd81::2", chain::V6)];
+pub const TARGETS: [(&str, [Option<&str>; 8]); 2] = [("10.81.0.2", chain::V4), ("fd81::2", chain::V6)];
 
-fn trace(server: &Server, options: Value) -> Value {
+pub fn trace(server: &Server, options: Value) -> Value {
     let test = server.test("traceroute", &options);
     assert_eq!(test["message"], Value::Null, "{test}");
     assert_eq!(test["failed"], test["result"]["failed"], "{test}");
@@ -45,7 +44,7 @@ fn trace(server: &Server, options: Value) -> Value {
 }
 
 /// Who answered, TTL by TTL.
-fn srcs(result: &Value) -> Vec<Option<&str>> {
+pub fn srcs(result: &Value) -> Vec<Option<&str>> {
     result["trace"].as_array().expect("a trace").iter().map(|hop| hop["src"].as_str()).collect()
 }
 
@@ -62,7 +61,7 @@ fn fits(expected: Option<&str>, src: Option<&str>) -> bool {
 }
 
 /// The whole chain, to this target.
-fn follows_the_chain(result: &Value, chain: [Option<&str>; 8], target: &str) {
+pub fn follows_the_chain(result: &Value, chain: [Option<&str>; 8], target: &str) {
     let mut expected = chain;
     expected[7] = Some(target);
     let srcs = srcs(result);
@@ -117,36 +116,6 @@ fn every_carrier_finds_every_router(lab: &Lab) {
             }
         }
     }
-}
-
-fn error_queues_find_them_too(lab: &Lab) {
-    let server = lab.server_by(nobody(&lab.probe), &[("SCOUTER_CACHE_DIR", "/nonexistent/scouter")]);
-    for (dst, expected) in TARGETS {
-        for (proto, answer) in [("ICMP", "echo reply"), ("TCP", "SYN-ACK"), ("UDP", "port unreachable")] {
-            let result = trace(&server, json!({"dst": dst, "proto": proto, "timeout_ms": 300}));
-            follows_the_chain(&result, expected, dst);
-            assert_eq!(
-                (&result["mode"], &result["constant_flow"], &result["trace"][0]["mpls"]),
-                (&json!("datagram"), &json!(proto == "ICMP"), &Value::Null),
-                "{result}"
-            );
-            assert_eq!(result["trace"][7]["answer"], json!(answer), "{result}");
-            let size = if proto == "TCP" { 0 } else { 56 };
-            assert_eq!(
-                (&result["payload_size"], result["comment"].is_null()),
-                (&json!(size), proto != "TCP"),
-                "{result}"
-            );
-        }
-        let closed = trace(&server, json!({"dst": dst, "proto": "TCP", "dport": 82, "timeout_ms": 300}));
-        follows_the_chain(&closed, expected, dst);
-        assert_eq!(closed["trace"][7]["answer"], json!("RST"), "{closed}");
-    }
-    let dns = server.test("dns_traceroute", &json!({"qname": "www.lab.test", "ns": "10.81.0.2"}));
-    assert_eq!((&dns["result"]["rcode"], &dns["result"]["mode"]), (&json!("ok"), &json!("datagram")), "{dns}");
-    follows_the_chain(&dns["result"], chain::V4, "10.81.0.2");
-    let refused = trace(&server, json!({"dst": "10.81.2.9", "proto": "UDP", "timeout_ms": 300}));
-    assert_eq!(refused["stopped_by"]["icmp"]["kind"], json!("host unreachable"), "{refused}");
 }
 
 /// The first address on each line that begins with a number.

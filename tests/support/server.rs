@@ -40,7 +40,7 @@ pub fn command() -> Command {
 /// Nothing of the tests' own environment decides what a server does.
 pub fn clean(command: &mut Command) {
     for (name, _) in std::env::vars() {
-        if ["SCOUTER_", "UWSGI_", "API_PORT", "BUP_"].iter().any(|prefix| name.starts_with(prefix)) {
+        if ["SCOUTER_", "UWSGI_", "API_PORT", "BUP_", "MMDB_"].iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(name);
         }
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ const DRAIN: Duration = Duration::from_secs(9);
 
 pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
+    raise_open_files();
     let auth = Auth::new(settings.secrets()?);
     let runtimes = Runtimes::new(settings.threads)?;
     let source = settings.asn_source()?;
@@ -54,6 +56,16 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     let done = runtimes.io.block_on(run(Arc::clone(&api), settings));
     runtimes.end();
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// As many descriptors as this process may have: each connection takes one, each test some, and a trace over error
+/// queues one for every probe under way. The usual soft limit of 1,024 is for programs that use `select`.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, at_most = limit.current, "the limit of open files stays as it is");
+    }
 }
 
 async fn run(api: Arc<Api>, settings: &Serve) -> anyhow::Result<()> {

@@ -35,6 +35,13 @@ impl Stamp {
         self.wall
     }
 
+    /// This moment, as the kernel has stamped it, if that can be: between this one and now.
+    #[must_use]
+    pub fn corrected(self, kernel: Duration) -> Option<Self> {
+        let later = kernel.checked_sub(self.wall).filter(|later| *later <= self.steady.elapsed())?;
+        Some(Self { wall: kernel, steady: self.steady + later })
+    }
+
     /// From this moment to a kernel timestamp that has just been read. Falls back to the steady clock, which includes
     /// the time until the process woke up, when there is no timestamp or the wall clock was set in between.
     #[must_use]
@@ -64,7 +71,7 @@ pub fn watched(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>
 #[derive(Debug)]
 pub struct Received {
     pub length: usize,
-    /// None on the error queue.
+    /// On the error queue: where the packet was going that the error quotes.
     pub source: Option<IpAddr>,
     pub ttl: Option<u8>,
     /// Since the epoch.
@@ -88,7 +95,7 @@ pub struct IcmpError {
 /// Room for every control message that receivers here ask for, and for those of the error queue.
 #[must_use]
 pub fn control_room() -> Vec<u8> {
-    nix::cmsg_space!(libc::timespec, u32, libc::c_int, libc::sock_extended_err, libc::sockaddr_in6)
+    nix::cmsg_space!(libc::timespec, [libc::timespec; 3], u32, libc::c_int, libc::sock_extended_err, libc::sockaddr_in6)
 }
 
 /// Reads one packet.
@@ -110,6 +117,9 @@ pub fn receive(socket: &impl AsRawFd, flags: MsgFlags, buffer: &mut [u8], contro
         match extra {
             ControlMessageOwned::ScmTimestampns(at) => {
                 received.at = u64::try_from(at.num_nanoseconds()).ok().map(Duration::from_nanos);
+            }
+            ControlMessageOwned::ScmTimestampsns(at) => {
+                received.at = u64::try_from(at.system.num_nanoseconds()).ok().map(Duration::from_nanos);
             }
             ControlMessageOwned::RxqOvfl(dropped) => received.dropped = dropped,
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {

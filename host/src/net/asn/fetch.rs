@@ -191,3 +191,39 @@ fn changed(file: &Path) -> Option<String> {
     let at = jiff::Timestamp::from_second(i64::try_from(modified.as_secs()).ok()?).ok()?;
     Some(at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_fetched_again_after_a_week() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let mirror = format!("http://{}/asn.mmdb", listener.local_addr().expect("an address"));
+        let source = Source::new(Some(&mirror), None).expect("a source").expect("one");
+        let tls = Tls::open().expect("TLS");
+        Arc::new(Asn::new(None)).fetch(source, &tls).expect("a client");
+        let asked = async || {
+            let (mut stream, _) = listener.accept().await.expect("a request");
+            let _ = stream.read(&mut [0; 4096]).await;
+            let database = include_bytes!("../../../../tests/support/asn.mmdb");
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", database.len());
+            stream.write_all(&[head.as_bytes(), database].concat()).await.expect("answered");
+            stream.shutdown().await.expect("closed");
+            // Until the client has read all of it and closed.
+            let _ = stream.read(&mut [0]).await;
+        };
+        asked().await;
+        assert!(tokio::time::timeout(Duration::from_millis(300), listener.accept()).await.is_err(), "not at once");
+        tokio::time::pause();
+        tokio::time::advance(WEEKLY.saturating_sub(Duration::from_mins(1))).await;
+        tokio::time::resume();
+        assert!(tokio::time::timeout(Duration::from_millis(300), listener.accept()).await.is_err(), "not before");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_mins(1)).await;
+        tokio::time::resume();
+        tokio::time::timeout(Duration::from_secs(10), asked()).await.expect("a second request");
+    }
+}

@@ -267,8 +267,8 @@ impl Packets {
         }
         let head: &[u8; 8] = quoted.transport.first_chunk()?;
         if self.shape.transport == Transport::Icmp {
-            let (identifier, seq) = wire::request_in(self.shape.v6(), quoted.transport)?;
-            return self.echo(identifier, seq);
+            let (identifier, _) = wire::request_in(self.shape.v6(), quoted.transport)?;
+            return self.quoted_echo(identifier, quoted.transport);
         }
         let lane = self.lanes.iter().position(|port| *port == u16_at(head, 0))?;
         if u16_at(head, 2) != self.shape.port {
@@ -280,10 +280,11 @@ impl Packets {
         // Where addresses are translated on the way, checksums are too; the data is not.
         let data = &quoted.transport[8..];
         if self.each {
-            return u32::try_from(lane).ok();
+            return u32::try_from(lane).ok().filter(|index| wire::may_quote(&self.payload(*index), data));
         }
         let by_data = || self.data_of(lane, data).filter(|_| data.len() >= ENOUGH.min(self.shape.size));
-        by_data().or_else(|| self.by_number.get(&(lane, u16_at(head, 6).into())).copied())
+        let by_sum = || self.by_number.get(&(lane, u16_at(head, 6).into())).copied();
+        by_data().or_else(|| by_sum().filter(|index| wire::may_quote(&self.payload(*index), data)))
     }
 
     /// The probe with data that begins like this.
@@ -300,6 +301,15 @@ impl Packets {
     pub fn echo(&self, identifier: u16, seq: u16) -> Option<u32> {
         let lane = self.lanes.iter().position(|lane| *lane == identifier)?;
         self.by_number.get(&(lane, seq.into())).copied()
+    }
+
+    /// The probe of this flow whose message is quoted.
+    #[must_use]
+    pub fn quoted_echo(&self, identifier: u16, message: &[u8]) -> Option<u32> {
+        let (_, seq) = wire::request_in(self.shape.v6(), message)?;
+        let index = self.echo(identifier, seq)?;
+        let sent = self.data(self.sent.get(index as usize)?);
+        wire::may_quote(&sent, message.get(wire::HEADER..)?).then_some(index)
     }
 
     /// Which probe an echo reply answers.
@@ -463,6 +473,17 @@ mod tests {
         let mut padded = packets.bytes(7);
         padded[8..].fill(0);
         assert_eq!(quote(&packets, &padded, 128), Some(7));
+    }
+
+    #[test]
+    fn an_echo_of_the_same_numbers_with_other_data_is_not_ours() {
+        let packets = packets(shape(Transport::Icmp, false, 56), 32, 1);
+        let mut bytes = packets.bytes(7);
+        bytes[12] ^= 1;
+        assert_eq!(quote(&packets, &bytes, 64), None);
+        assert_eq!(quote(&packets, &bytes, 8), Some(7), "nothing is quoted that could differ");
+        bytes[8..].fill(0);
+        assert_eq!(quote(&packets, &bytes, 128), Some(7), "padding");
     }
 
     #[test]

@@ -111,6 +111,8 @@ impl SocketLink {
                 mouth.dropped(inbox.newly_dropped());
                 let (received, data) = inbox.next().await;
                 let answer = match error_of(&packets.shape, &received) {
+                    // What comes back is the data, as far as it is quoted; the kernel has matched the ports.
+                    Some(_) if !wire::may_quote(&packets.payload(index), data) => None,
                     Some((source, answer)) => Some((source, answer)),
                     None if received.error.is_some() => None,
                     None => {
@@ -221,15 +223,17 @@ async fn read_echoes(mut inbox: Inbox, lane: usize, packets: Arc<Packets>, mouth
     loop {
         mouth.dropped(inbox.newly_dropped());
         let (received, message) = inbox.next().await;
+        // Of an error: was that where the quoted request went?
+        let from_target = received.source == Some(packets.shape.target);
         let found = if received.error.is_some() {
-            // What comes back is the request; the kernel has matched its identifier.
-            let index = wire::request_in(v6, message).and_then(|(_, seq)| packets.echo(identifier, seq));
+            // What comes back is the request. The kernel has matched its identifier, and nothing else of it.
+            let index = packets.quoted_echo(identifier, message).filter(|_| from_target);
             index.zip(error_of(&packets.shape, &received))
         } else {
             match wire::parse(v6, message) {
-                Some(Message::Reply { seq, data, .. }) => {
-                    let source = received.source.unwrap_or(packets.shape.target);
-                    packets.echo_reply(identifier, seq, data).map(|index| (index, (source, Answer::EchoReply)))
+                Some(Message::Reply { seq, data, .. }) if from_target => {
+                    let index = packets.echo_reply(identifier, seq, data);
+                    index.map(|index| (index, (packets.shape.target, Answer::EchoReply)))
                 }
                 _ => None,
             }

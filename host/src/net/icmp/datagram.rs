@@ -48,11 +48,18 @@ pub fn connected(target: IpAddr, fragments: Fragments) -> Result<Socket, StartEr
         options::fragments(&socket, v6, fragments)?;
         Ok(socket)
     };
-    let socket = open().map_err(|error| StartError::Unavailable(format!("no ICMP socket: {error}")))?;
+    let socket = open().map_err(|error| unavailable(&error, v6))?;
     socket
         .connect(&SocketAddr::new(target, 0).into())
         .map_err(|_| StartError::Unreachable("this host has no route to the target".into()))?;
     Ok(socket)
+}
+
+fn unavailable(error: &std::io::Error, v6: bool) -> StartError {
+    StartError::Unavailable(format!(
+        "no ICMPv{} socket: {error}; needs CAP_NET_RAW, or net.ipv4.ping_group_range to cover this group",
+        if v6 { 6 } else { 4 }
+    ))
 }
 
 fn socket(v6: bool) -> std::io::Result<Socket> {
@@ -69,7 +76,7 @@ impl Datagram {
     pub fn open(target: Permitted, plan: &Plan, secret: Arc<Secret>) -> Result<Self, StartError> {
         let target = target.address();
         let v6 = target.is_ipv6();
-        let unavailable = |error: std::io::Error| StartError::Unavailable(format!("no ICMP socket: {error}"));
+        let unavailable = |error| unavailable(&error, v6);
         let socket = connected(target, if plan.dont_fragment { Fragments::Forbidden } else { Fragments::Allowed })?;
         if let Some(ttl) = plan.ttl {
             options::ttl(&socket, v6, ttl).map_err(unavailable)?;
@@ -89,8 +96,12 @@ impl Judge {
     fn arrival(&self, received: &Received, message: &[u8]) -> Option<Arrival<What>> {
         let (at, ttl) = (received.at, received.ttl);
         if let Some(error) = received.error {
-            // The error queue hands back the request that the error quotes.
+            // The error queue hands back the request that the error quotes; the kernel has matched its identifier only.
             let (_, seq) = wire::request_in(self.v6, message)?;
+            let sent = self.secret.data(self.series, self.target, seq, self.payload_size);
+            if received.source != Some(self.target) || !wire::may_quote(&sent, message.get(wire::HEADER..)?) {
+                return None;
+            }
             let kind = wire::error_kind(self.v6, error.icmp_type, error.icmp_code, error.info.to_be_bytes())?;
             let index = u32::from(seq).checked_sub(1)?;
             return Some(Arrival { index, source: error.source, at, aside: true, what: What::Error(kind) });

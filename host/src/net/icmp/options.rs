@@ -5,8 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt;
+use nix::sys::socket::{TimestampingFlag, setsockopt, sockopt};
 use socket2::SockFilter;
 
 // linux/icmp.h and linux/icmpv6.h: both filters are options number 1 of their level.
@@ -115,6 +114,14 @@ pub fn tell_all(socket: &impl AsFd, v6: bool) -> nix::Result<()> {
     } else {
         setsockopt(socket, sockopt::Ipv4RecvTtl, &true)
     }
+}
+
+/// The moment at which each packet is given to the link comes to the error queue
+/// (Documentation/networking/timestamping.rst).
+pub fn tell_departures(socket: &impl AsFd) -> nix::Result<()> {
+    let software = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
+    // Without the packet itself.
+    setsockopt(socket, sockopt::Timestamping, &(software | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY))
 }
 
 /// ICMP errors that quote the socket's packets come to its error queue (ip(7), `IP_RECVERR`).

@@ -4,8 +4,8 @@
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
@@ -38,6 +38,8 @@ pub struct Raw {
 pub struct Sender {
     v6: bool,
     socket: AsyncFd<Socket>,
+    /// Whose turn it is to send, and to read when the kernel passed the packet on: room for what it says.
+    turn: Mutex<Vec<u8>>,
 }
 
 impl Sender {
@@ -46,7 +48,9 @@ impl Sender {
         socket.set_nonblocking(true)?;
         options::receive_nothing(&socket)?;
         options::fragments(&socket, v6, fragments)?;
-        Ok(Self { v6, socket: packet::watched(socket, Interest::WRITABLE)? })
+        options::tell_departures(&socket)?;
+        let turn = Mutex::new(packet::control_room());
+        Ok(Self { v6, socket: packet::watched(socket, Interest::WRITABLE)?, turn })
     }
 
     /// Sends one packet, waiting for room in the send queue as a blocking send would. The address it is sent from is
@@ -84,9 +88,23 @@ impl Sender {
         control.extend(v4_from.as_ref().map(ControlMessage::Ipv4PacketInfo));
         control.extend(v6_from.as_ref().map(ControlMessage::Ipv6PacketInfo));
         let parts = [IoSlice::new(packet)];
+        let mut room = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of packets that waited in a queue of the link.
+        self.departure(&mut room);
         let stamp = Stamp::now();
         sendmsg(self.socket.as_raw_fd(), &parts, &control, MsgFlags::MSG_DONTWAIT, Some(&address))?;
-        Ok(stamp)
+        Ok(self.departure(&mut room).and_then(|at| stamp.corrected(at)).unwrap_or(stamp))
+    }
+
+    /// When the kernel gave the last packet to the link: this process may have been interrupted before, and then the
+    /// time from its own stamp would be too long.
+    fn departure(&self, room: &mut [u8]) -> Option<Duration> {
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        let mut last = None;
+        while let Ok(told) = packet::receive(self.socket.get_ref(), flags, &mut [], room) {
+            last = told.at.or(last);
+        }
+        last
     }
 }
 
@@ -155,7 +173,12 @@ impl Listener for Judge {
                 if error.quoted.target != self.target {
                     return;
                 }
-                let Some((_, seq)) = wire::request_in(self.target.is_ipv6(), error.quoted.transport) else { return };
+                let quoted = error.quoted.transport;
+                let Some((_, seq)) = wire::request_in(self.target.is_ipv6(), quoted) else { return };
+                let sent = self.secret.data(self.series, self.target, seq, self.payload_size);
+                if !quoted.get(wire::HEADER..).is_some_and(|data| wire::may_quote(&sent, data)) {
+                    return;
+                }
                 (seq, true, What::Error(error.kind))
             }
         };

@@ -84,7 +84,9 @@ impl Receiver {
         let Some(message) = wire::parse(self.v6, bytes) else { return };
         let Some(key) = message.key(self.v6) else { return };
         let listener = lock(&self.table).listeners.get(&key).map(Arc::clone);
-        if let Some(listener) = listener {
+        // The kernel has not looked at it yet (RFC 792); of ICMPv6 it has.
+        let whole = || self.v6 || pnet_packet::util::checksum(bytes, usize::MAX) == 0;
+        if let Some(listener) = listener.filter(|_| whole()) {
             listener.heard(&Heard { source, at: received.at, ttl, length: bytes.len(), message });
         }
     }

@@ -68,6 +68,14 @@ impl Secret {
     }
 }
 
+/// Can quoted data be the beginning of what was sent? Another program's request may have the same numbers, and a
+/// forger's too. What is all zeros is a router's padding, and nothing at all says nothing.
+#[must_use]
+pub fn may_quote(sent: &[u8], quoted: &[u8]) -> bool {
+    let common = sent.len().min(quoted.len()).min(TOKEN);
+    sent[..common] == quoted[..common] || quoted.iter().all(|byte| *byte == 0)
+}
+
 /// An echo request. The kernel fills in the `ICMPv6` checksum, and for datagram sockets the identifier.
 #[must_use]
 pub fn echo_request(v6: bool, identifier: u16, seq: u16, data: &[u8]) -> Vec<u8> {

@@ -1,0 +1,417 @@
+//! Routers and targets that lie, stutter or babble (threats 45, 46, 48), and a plugin that would flood (threat 21).
+//!
+//! One namespace plays a whole path: it sees each probe that comes for 10.79.0.0/16, and answers by its TTL.
+
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use pnet_packet::ipv4::{Ipv4Packet, checksum};
+use pnet_packet::tcp;
+use pnet_packet::util;
+use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::path::{srcs, trace};
+use super::ping::nobody;
+use crate::support::chain;
+use crate::support::hostile;
+use crate::support::lab::{Lab, Namespace};
+use crate::trials;
+
+pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
+    trials!("lab::liars", lab =>
+        forged_late_repeated_and_malformed_answers_to_traces,
+        a_babbling_router_is_told_from_silence,
+        a_forger_who_floods_ports_and_identifiers_is_not_believed,
+        a_plugin_cannot_flood,
+    )
+}
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const TARGET: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 9);
+const BABBLED_AT: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 7);
+const FORGER: Ipv4Addr = Ipv4Addr::new(10, 79, 66, 66);
+
+fn router(ttl: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 79, 1, ttl)
+}
+
+fn packet(source: Ipv4Addr, target: Ipv4Addr, protocol: u8, ttl: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(20 + payload.len()).expect("short").to_be_bytes();
+    let mut packet = vec![0x45, 0, length[0], length[1], 0, 0, 0, 0, ttl, protocol, 0, 0];
+    packet.extend(source.octets().into_iter().chain(target.octets()));
+    let sum = checksum(&Ipv4Packet::new(&packet).expect("a header"));
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(payload);
+    packet
+}
+
+/// An ICMP error of this type and code, with `length` in RFC 4884's place, about what is quoted.
+fn error(kind: u8, code: u8, length: u8, quote: &[u8]) -> Vec<u8> {
+    let mut message = vec![kind, code, 0, 0, 0, length, 0, 0];
+    message.extend(quote);
+    summed(message, 2)
+}
+
+fn summed(mut message: Vec<u8>, at: usize) -> Vec<u8> {
+    message[at..at + 2].fill(0);
+    let sum = util::checksum(&message, usize::MAX);
+    message[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+fn exceeded(probe: &[u8]) -> Vec<u8> {
+    error(11, 0, 0, &probe[..probe.len().min(20 + 8)])
+}
+
+/// The quote filled up to 128 bytes, and behind it an extension structure with these objects.
+fn extended(probe: &[u8], objects: &[u8]) -> Vec<u8> {
+    let mut quote = probe.to_vec();
+    quote.resize(128, 0);
+    quote.extend(summed([&[0x20, 0, 0, 0], objects].concat(), 2));
+    error(11, 0, 32, &quote)
+}
+
+fn address(packet: &[u8], at: usize) -> Ipv4Addr {
+    Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3])
+}
+
+#[derive(Clone)]
+struct Liar {
+    socket: Arc<Socket>,
+    /// Whom it lies to.
+    us: Ipv4Addr,
+}
+
+impl Liar {
+    fn say(&self, source: Ipv4Addr, protocol: u8, payload: &[u8]) {
+        let to: SocketAddr = (self.us, 0).into();
+        let _ = self.socket.send_to(&packet(source, self.us, protocol, 64, payload), &to.into());
+    }
+
+    fn say_later(&self, after: Duration, source: Ipv4Addr, message: Vec<u8>) {
+        let liar = self.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(after);
+            liar.say(source, ICMP, &message);
+        });
+    }
+
+    /// With something changed in the quoted packet, at this place.
+    fn forged(&self, probe: &[u8], at: usize) {
+        let mut other = probe[..if at < 28 { 28 } else { 40 }].to_vec();
+        other[at] ^= 0x20;
+        self.say(FORGER, ICMP, &error(11, 0, 0, &other));
+    }
+
+    fn answer(&self, probe: &[u8]) {
+        let (ttl, protocol, target) = (probe[8], probe[9], address(probe, 16));
+        if target == BABBLED_AT {
+            // More than any queue holds at once; then the path goes on.
+            let times = if ttl == 2 { 20_000 } else { 1 };
+            return (0..times).for_each(|_| self.say(router(ttl), ICMP, &exceeded(probe)));
+        }
+        match ttl {
+            1 => {
+                // Two labels (RFC 4950), and an object that nobody knows; after the answers of the others.
+                let labels = [0, 12, 1, 1, 0x00, 0x06, 0x46, 1, 0x00, 0x0c, 0x81, 255];
+                let message = extended(probe, &[&labels[..], &[0, 6, 247, 3, 0xbe, 0xef]].concat());
+                self.say_later(Duration::from_millis(100), router(1), message);
+            }
+            2 => (0..3).for_each(|_| self.say(router(2), ICMP, &exceeded(probe))),
+            3 | 4 => {
+                // Another target, protocol, source port or identifier; another sequence number; other data.
+                let places: &[usize] = match protocol {
+                    ICMP => &[19, 9, 24, 27, 30],
+                    UDP => &[19, 9, 20, 30],
+                    _ => &[19, 9, 20, 24],
+                };
+                for place in places {
+                    self.forged(probe, *place);
+                }
+                if ttl == 3 {
+                    self.say(router(3), ICMP, &exceeded(probe));
+                }
+            }
+            5 => self.say_later(Duration::from_millis(1500), router(5), exceeded(probe)),
+            6 => {
+                for length in [0, 7, 8, 9, 19, 20, 27, 28] {
+                    self.say(FORGER, ICMP, &exceeded(probe)[..length]);
+                }
+                let mut long_header = probe[..28].to_vec();
+                long_header[0] = 0x4f;
+                let mut later_fragment = probe[..28].to_vec();
+                later_fragment[7] = 1;
+                for quote in [long_header, vec![0x65; 28]] {
+                    self.say(FORGER, ICMP, &error(11, 0, 0, &quote));
+                }
+                let mut bad_sum = exceeded(probe);
+                bad_sum[2] ^= 1;
+                self.say(FORGER, ICMP, &bad_sum);
+                // An error queue does not show the quoted IP header: there this one cannot be told.
+                self.say(router(6), ICMP, &error(11, 0, 0, &later_fragment));
+                // Extensions that end early, and one that never ends; the rest of the message is right.
+                for objects in [&[0, 0, 1, 1][..], &[255, 255, 1, 1], &[0, 9, 1, 1, 1, 2, 3, 4, 5], &[0]] {
+                    self.say(router(6), ICMP, &extended(probe, objects));
+                }
+                self.say(router(6), ICMP, &error(11, 0, 255, &probe[..28]));
+            }
+            7 => self.almost(probe, protocol),
+            8 => self.arrive(probe, protocol),
+            _ => {}
+        }
+    }
+
+    /// What the target would say, but from elsewhere, or to another probe.
+    fn almost(&self, probe: &[u8], protocol: u8) {
+        match protocol {
+            ICMP => {
+                let mut reply = probe[20..].to_vec();
+                reply[0] = 0;
+                self.say(FORGER, ICMP, &summed(reply.clone(), 2));
+                reply[8] ^= 1;
+                self.say(TARGET, ICMP, &summed(reply.clone(), 2));
+                reply.truncate(18);
+                self.say(TARGET, ICMP, &summed(reply, 2));
+            }
+            UDP => {
+                let mut other = probe[..28].to_vec();
+                other[21] ^= 0x20;
+                self.say(TARGET, ICMP, &error(3, 3, 0, &other));
+                self.say(FORGER, UDP, &[&probe[22..24], &probe[20..22], &[0, 12, 0, 0], &probe[28..32]].concat());
+            }
+            _ => {
+                self.say(TARGET, TCP, &segment(TARGET, probe, 0x12, 77));
+                self.say(TARGET, TCP, &segment(TARGET, probe, 0x14, 77));
+                self.say(FORGER, TCP, &segment(FORGER, probe, 0x12, 1));
+            }
+        }
+    }
+
+    fn arrive(&self, probe: &[u8], protocol: u8) {
+        match protocol {
+            ICMP => {
+                let mut reply = probe[20..].to_vec();
+                reply[0] = 0;
+                self.say(TARGET, ICMP, &summed(reply, 2));
+            }
+            UDP => self.say(TARGET, ICMP, &error(3, 3, 0, &probe[..28])),
+            _ => self.say(TARGET, TCP, &segment(TARGET, probe, 0x12, 1)),
+        }
+    }
+}
+
+/// The answer to a SYN that acknowledges so many bytes.
+fn segment(source: Ipv4Addr, probe: &[u8], flags: u8, more: u32) -> Vec<u8> {
+    let us = address(probe, 12);
+    let syn = &probe[20..];
+    let acknowledged = u32::from_be_bytes([syn[4], syn[5], syn[6], syn[7]]).wrapping_add(more);
+    let mut segment = [&syn[2..4], &syn[..2], &[0, 0, 0, 9], &acknowledged.to_be_bytes()].concat();
+    segment.extend([0x50, flags, 0x20, 0, 0, 0, 0, 0]);
+    let sum = tcp::ipv4_checksum(&tcp::TcpPacket::new(&segment).expect("a header"), &source, &us);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
+}
+
+/// Runs the namespace that lies, for as long as something is done.
+fn with_a_liar<T>(lab: &Lab, net: &str, route: &str, work: impl FnOnce() -> T) -> T {
+    let namespace = Namespace::add(format!("scouter-{}-{}", std::process::id(), net.replace('.', "-")));
+    lab.connect(&namespace, net);
+    lab.probe.sh(&format!("ip route add {route} via {net}.2"));
+    let raw = |domain, kind, protocol| {
+        namespace.inside(|| Socket::new(domain, kind, Some(Protocol::from(protocol))).expect("a raw socket"))
+    };
+    // Every IPv4 packet, forwarded or not: ETH_P_IP in network order.
+    let ears = raw(Domain::PACKET, Type::DGRAM, i32::from(0x0800_u16.to_be()));
+    ears.set_recv_buffer_size(8 << 20).expect("set");
+    let us = format!("{net}.1").parse().expect("an address");
+    let liar = Liar { socket: Arc::new(raw(Domain::IPV4, Type::RAW, 255)), us };
+    let stop = AtomicBool::new(false);
+    let done = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            listen(&ears, &stop, |_, packet| {
+                if packet.len() >= 28 && packet[16..18] == [10, 79] {
+                    liar.answer(packet);
+                }
+            });
+        });
+        let _end = Stop(&stop);
+        work()
+    });
+    namespace.delete();
+    done
+}
+
+/// Ends the listener however its test ends: a scope waits for all of its threads.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Gives each packet to `each` with the time at which it was read.
+fn listen(ears: &Socket, stop: &AtomicBool, mut each: impl FnMut(Instant, &[u8])) {
+    ears.set_read_timeout(Some(Duration::from_millis(50))).expect("set");
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, _)) = ears.recv_from(&mut buffer) else { continue };
+        #[expect(unsafe_code, reason = "the kernel has written that many bytes")]
+        let packet: Vec<u8> = buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
+        each(Instant::now(), &packet);
+    }
+}
+
+fn forged_late_repeated_and_malformed_answers_to_traces(lab: &Lab) {
+    with_a_liar(lab, "10.78.1", "10.79.0.0/24", || {
+        // What the kernel filters by route must not do our work.
+        lab.probe.sh("ip route add 10.79.1.0/24 via 10.78.1.2; ip route add 10.79.66.0/24 via 10.78.1.2");
+        for (command, raw) in [(lab.probe.command(crate::support::scouter()), true), (nobody(&lab.probe), false)] {
+            let server = lab.server_by(
+                command,
+                &[("SCOUTER_TARGETS_ALLOW", "10.79.0.0/16"), ("SCOUTER_CACHE_DIR", "/nonexistent/scouter")],
+            );
+            for proto in ["ICMP", "UDP", "TCP"] {
+                let options = json!({"dst": TARGET.to_string(), "proto": proto, "max_ttl": 8, "timeout_ms": 1000});
+                believes_only_what_is_true(&trace(&server, options), raw, proto);
+            }
+        }
+    });
+}
+
+fn believes_only_what_is_true(result: &Value, raw: bool, proto: &str) {
+    let some = |address: Ipv4Addr| Some(address.to_string());
+    let expected = [some(router(1)), some(router(2)), some(router(3)), None, None, some(router(6)), None, some(TARGET)];
+    let seen: Vec<Option<String>> = srcs(result).into_iter().map(|src| src.map(Into::into)).collect();
+    assert_eq!(seen, expected, "{result}");
+    assert!(!result.to_string().contains(&FORGER.to_string()), "{result}");
+    let hop = |ttl: usize| &result["trace"][ttl - 1];
+    assert_eq!((&result["failed"], &hop(7)["no_response"]), (&json!(false), &json!(true)), "{result}");
+    // In whatever order they came.
+    let rtt = |ttl: usize| hop(ttl)["rtt_ms"].as_f64().expect("a time");
+    assert!((100.0..400.0).contains(&rtt(1)) && [2, 3, 6, 8].iter().all(|ttl| rtt(*ttl) < 90.0), "{result}");
+    if raw {
+        let labels = json!([
+            {"label": 100, "traffic_class": 3, "bottom_of_stack": false, "ttl": 1},
+            {"label": 200, "traffic_class": 0, "bottom_of_stack": true, "ttl": 255},
+        ]);
+        let other = json!([{"class": 247, "class_type": 3, "data": "beef"}]);
+        assert_eq!((&hop(1)["mpls"], &hop(1)["extensions"]), (&labels, &other), "{result}");
+        assert_eq!((&hop(2)["mpls"], &hop(2)["duplicates"]), (&json!([]), &json!(2)), "{result}");
+        // Four with broken extensions and one that claims too long a quote: each is an answer.
+        assert_eq!((&hop(6)["mpls"], &hop(6)["duplicates"]), (&json!([]), &json!(4)), "{result}");
+    } else {
+        assert_eq!(hop(1)["mpls"], Value::Null, "{result}");
+    }
+    let answer = match proto {
+        "ICMP" => "echo reply",
+        "UDP" => "port unreachable",
+        _ => "SYN-ACK",
+    };
+    assert_eq!(hop(8)["answer"], json!(answer), "{result}");
+}
+
+fn a_babbling_router_is_told_from_silence(lab: &Lab) {
+    with_a_liar(lab, "10.78.2", "10.79.0.7/32", || {
+        let server = lab.server(&[("SCOUTER_TARGETS_ALLOW", "10.79.0.0/16")]);
+        for proto in ["ICMP", "UDP"] {
+            let result = trace(
+                &server,
+                json!({"dst": BABBLED_AT.to_string(), "proto": proto, "max_ttl": 6, "timeout_ms": 1000}),
+            );
+            let seen = srcs(&result);
+            let hops = result["trace"].as_array().expect("a trace");
+            assert_eq!(seen[1], Some("10.79.1.2"), "{result}");
+            for (ttl, hop) in (1_u8..).zip(hops) {
+                // Either it was heard, or this host says that it could not listen.
+                let own = hop["src"] == json!(router(ttl).to_string());
+                let unknown = hop["src"].is_null() && hop["no_response"].is_null() && !result["degraded"].is_null();
+                assert!(own || unknown, "TTL {ttl}: {result}");
+            }
+            let counted = hops[1]["duplicates"].as_u64().expect("a number");
+            assert!(counted >= 100 || !result["degraded"].is_null(), "counting stops at some place: {result}");
+        }
+    });
+}
+
+fn a_forger_who_floods_ports_and_identifiers_is_not_believed(lab: &Lab) {
+    let server = lab.server(&[]);
+    let socket =
+        lab.target.inside(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).expect("a raw socket"));
+    let (forger, hole) = (Ipv4Addr::new(203, 0, 113, 66), Ipv4Addr::new(10, 81, 1, 9));
+    let us = Ipv4Addr::new(10, 80, 1, 1);
+    for (proto, protocol) in [("ICMP", ICMP), ("UDP", UDP), ("TCP", TCP)] {
+        std::thread::scope(|scope| {
+            let flood = scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(300));
+                let mut sent = 0_u32;
+                for number in 0..=u16::MAX {
+                    let [high, low] = number.to_be_bytes();
+                    // The data of somebody else's probe, right in all that can be guessed.
+                    let mut probe = match protocol {
+                        ICMP => vec![8, 0, 0, 0, high, low, 0, 1],
+                        UDP => vec![high, low, 0x82, 0x9a, 0, 64, 0, 0],
+                        _ => vec![high, low, 0, 80, 0, 0, 0, 0],
+                    };
+                    probe.extend([0x41; 56]);
+                    let message = error(11, 0, 0, &packet(us, hole, protocol, 1, &probe));
+                    let to: SocketAddr = "10.77.0.1:0".parse().expect("an address");
+                    sent += u32::from(
+                        socket
+                            .send_to(&packet(forger, Ipv4Addr::new(10, 77, 0, 1), ICMP, 64, &message), &to.into())
+                            .is_ok(),
+                    );
+                }
+                sent
+            });
+            let result = trace(&server, json!({"dst": hole.to_string(), "proto": proto, "timeout_ms": 3000}));
+            assert!(!result.to_string().contains(&forger.to_string()), "{result}");
+            assert_eq!(srcs(&result)[..2], chain::V4[..2], "{result}");
+            assert!(flood.join().expect("flooded") > 60_000);
+        });
+    }
+}
+
+/// Many pings and traces at once, as fast as they go: the host sends no more than its bound (1,000 packets a second
+/// and 32 at once), seen on the wire.
+fn a_plugin_cannot_flood(lab: &Lab) {
+    let folder = hostile();
+    let server = lab.server(&[("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8")), ("SCOUTER_TEST_TIMEOUT", "4")]);
+    let ears = lab.target.inside(|| {
+        Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(i32::from(0x0800_u16.to_be())))).expect("a socket")
+    });
+    ears.set_recv_buffer_size(8 << 20).expect("set");
+    let stop = AtomicBool::new(false);
+    let mut times = vec![];
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut times = vec![];
+            listen(&ears, &stop, |at, packet| {
+                if packet.get(16..20) == Some(&[10, 77, 0, 9]) {
+                    times.push(at);
+                }
+            });
+            times
+        });
+        let end = Stop(&stop);
+        let test = server.test("hostile", &json!({"do": "flood", "to": "10.77.0.9"}));
+        assert_eq!(test["error"], json!("deadline"), "{test}");
+        drop(end);
+        times = reader.join().expect("read");
+    });
+    assert!(times.len() > 2500, "the bound is what holds it back: {} packets", times.len());
+    let most = times
+        .iter()
+        .enumerate()
+        .map(|(first, start)| times[first..].iter().take_while(|at| **at - *start < Duration::from_secs(1)).count())
+        .max();
+    // The reader's clock is not the wire's: a few may be read late.
+    assert!(most.is_some_and(|most| most <= 1032 + 100), "{most:?} in one second");
+}
