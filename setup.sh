@@ -10,6 +10,9 @@ say() { printf 'setup: %s\n' "$*"; }
 wanted() {
     echo 'cc gcc to compile the cryptography that Rust code calls'
     echo 'curl curl to send requests with'
+    echo 'chromium chromium a browser for browser_request'
+    echo 'chromedriver chromium-driver to drive Chromium with'
+    echo 'firefox-esr firefox-esr another browser for browser_request'
     if [ "${1:-}" = test ]; then
         echo 'ip iproute2 to make network namespaces for the lab'
         echo 'ping iputils-ping to compare our pings with'
@@ -65,11 +68,16 @@ if [ -n "$missing" ]; then
     $sudo apt-get -qq update
     $sudo apt-get -qq -y --no-install-recommends install $missing >/dev/null
 fi
+# Debian has no geckodriver.
+if ! command -v geckodriver >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/geckodriver" ]; then
+    say 'installing geckodriver (Rust, some minutes): to drive Firefox with'
+    cargo install --quiet --locked geckodriver
+fi
 if [ "${1:-}" = test ] || [ "${1:-}" = bench ]; then
-    if [ ! -x target/lab-venv/bin/python ] || ! target/lab-venv/bin/python -c 'import aioquic, mmdb_writer' 2>/dev/null; then
-        say 'installing aioquic and mmdb_writer (Python) into target/lab-venv: an independent QUIC implementation for the lab, and a writer of ASN databases'
+    if [ ! -x target/lab-venv/bin/python ] || ! target/lab-venv/bin/python -c 'import aioquic, mmdb_writer, schemathesis' 2>/dev/null; then
+        say 'installing aioquic, mmdb_writer and schemathesis (Python) into target/lab-venv: an independent QUIC implementation for the lab, a writer of ASN databases, and a tester of OpenAPI servers'
         python3 -m venv target/lab-venv
-        target/lab-venv/bin/pip -q install --disable-pip-version-check 'aioquic==1.*' 'mmdb_writer==0.2.*'
+        target/lab-venv/bin/pip -q install --disable-pip-version-check 'aioquic==1.*' 'mmdb_writer==0.2.*' 'schemathesis==4.*'
     fi
 fi
 say 'everything needed is there'

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use scouter::api::Auth;
 use scouter::imports::Lent;
-use scouter::net::Net;
+use scouter::metrics::Metrics;
 use scouter::net::resolver::SystemConfig;
+use scouter::net::{Net, browser};
 use scouter::plugins::{Partial, Plugins};
 use scouter::policy::Policy;
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ pub fn median(mut samples: Vec<f64>) -> f64 {
 }
 
 /// From kilobytes.
-fn mib(kb: u64) -> f64 {
+pub fn mib(kb: u64) -> f64 {
     f64::from(u32::try_from(kb).expect("a few gigabytes at most")) / 1024.0
 }
 
@@ -41,10 +42,12 @@ pub fn sandbox(_: &Lab) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let samples = runtime.block_on(async {
+        let browsers = browser::Config { ports: 9001..=9001, ttl: Duration::from_mins(5), idle: Duration::ZERO };
         let lent = Arc::new(Lent {
             io: tokio::runtime::Handle::current(),
-            net: Net::open(SystemConfig::default(), &Policy::default(), None).expect("engines"),
+            net: Net::open(SystemConfig::default(), &Policy::default(), None, browsers).expect("engines"),
             policy: Policy::default(),
+            metrics: Metrics::default(),
         });
         let plugins = Plugins::load(&[hostile()], Some(&cache), &lent).await.expect("plugins");
         let plugin = Arc::clone(plugins.get("hostile").expect("the plugin"));

@@ -6,6 +6,7 @@
 
 mod figures;
 mod load;
+mod pages;
 mod paths;
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../../tests/support/mod.rs"]
@@ -27,6 +28,9 @@ const ALL: &[Measure] = &[
     ("silence", paths::silence),
     ("hundred", paths::hundred),
     ("trace_cpu", paths::trace_cpu),
+    ("pages", pages::pages),
+    ("page_phases", pages::page_phases),
+    ("after_pages", pages::after_pages),
     ("status", load::status),
     ("tests", load::tests),
 ];

@@ -1,6 +1,7 @@
 //! Every setting: one flag, one environment variable, one default, one line of documentation each.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
 
 use crate::net::asn::Source;
+use crate::net::browser;
 use crate::policy::Rule;
 use crate::receipts::Budget;
 
@@ -35,6 +37,21 @@ pub struct Engine {
     /// in the cache folder
     #[arg(long, env = "SCOUTER_MMDB_PATH", value_name = "FILE", global = true)]
     pub mmdb_path: Option<PathBuf>,
+
+    /// Loopback ports of the gate that browsers reach the network through; their number bounds the browsers at once
+    #[arg(long, env = "SCOUTER_BROWSER_PORTS", value_name = "FIRST-LAST", default_value = "9001-9005",
+          value_parser = ports, global = true)]
+    pub browser_ports: RangeInclusive<u16>,
+
+    /// Seconds that one browser may live
+    #[arg(long, env = "SCOUTER_BROWSER_TTL", value_name = "SECONDS", default_value_t = 300,
+          value_parser = count(10, 86_400), global = true)]
+    pub browser_ttl: u64,
+
+    /// Seconds that a browser is kept ready without use
+    #[arg(long, env = "SCOUTER_BROWSER_IDLE", value_name = "SECONDS", default_value_t = 60,
+          value_parser = count(0, 86_400), global = true)]
+    pub browser_idle: u64,
 
     /// Seconds that one test may take once it runs
     #[arg(long, env = "SCOUTER_TEST_TIMEOUT", value_name = "SECONDS", default_value_t = 120,
@@ -130,12 +147,23 @@ pub struct Serve {
     pub max_connections: u64,
 }
 
+/// `9001-9005`, or one port.
+fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
+    let range = number(first).zip(number(last)).filter(|(first, last)| first <= last && last - first < 100);
+    let (first, last) = range.ok_or("a range of ports is expected, such as 9001-9005, 1 to 100 of them")?;
+    Ok(first..=last)
+}
+
 fn count(low: u64, high: u64) -> clap::builder::RangedU64ValueParser<u64> {
     clap::value_parser!(u64).range(low..=high)
 }
 
 /// Older names of settings: (flag, variable it has now, variable it had). The newer one wins.
-pub const ALIASES: [(&str, &str, &str); 3] = [
+pub const ALIASES: [(&str, &str, &str); 5] = [
+    ("browser_ports", "SCOUTER_BROWSER_PORTS", "BUP_PROXY_PORT_RANGE"),
+    ("browser_ttl", "SCOUTER_BROWSER_TTL", "BUP_PROXY_TTL"),
     ("max_process_count", "SCOUTER_MAX_PROCESS_COUNT", "SCOUTER_MAX_THREAD_COUNT"),
     ("max_receipts", "SCOUTER_MAX_RECEIPTS", "UWSGI_CACHE_ITEMS"),
     ("max_receipt_bytes", "SCOUTER_MAX_RECEIPT_BYTES", "UWSGI_CACHE_BLOCKSIZE"),
@@ -164,6 +192,15 @@ impl Engine {
     #[must_use]
     pub fn asn_file(&self) -> Option<PathBuf> {
         self.mmdb_path.clone().or_else(|| Some(self.cache_folder()?.join("GeoLite2-ASN.mmdb")))
+    }
+
+    #[must_use]
+    pub fn browsers(&self) -> browser::Config {
+        browser::Config {
+            ports: self.browser_ports.clone(),
+            ttl: Duration::from_secs(self.browser_ttl),
+            idle: Duration::from_secs(self.browser_idle),
+        }
     }
 
     #[must_use]

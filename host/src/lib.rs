@@ -9,6 +9,8 @@ pub mod cli;
 pub mod config;
 /// What is lent to plugins, one file per import.
 pub mod imports;
+/// What is counted, for Prometheus.
+pub mod metrics;
 /// The engines behind the imports; the only place that opens sockets towards targets.
 #[expect(clippy::disallowed_types, reason = "sockets are opened here and nowhere else")]
 pub mod net;

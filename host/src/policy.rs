@@ -6,6 +6,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ipnet::IpNet;
 
@@ -37,6 +39,8 @@ pub struct Policy {
     allow: Vec<Rule>,
     deny: Vec<Rule>,
     nameservers: Vec<IpAddr>,
+    /// How often it has said no, over all clones.
+    refusals: Arc<AtomicU64>,
 }
 
 /// One entry of `SCOUTER_TARGETS_ALLOW` or `SCOUTER_TARGETS_DENY`.
@@ -117,7 +121,7 @@ impl Rule {
 impl Policy {
     #[must_use]
     pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, nameservers: Vec<IpAddr>) -> Self {
-        Self { allow, deny, nameservers }
+        Self { allow, deny, nameservers, refusals: Arc::default() }
     }
 
     /// May this address be reached, as an address of `name` when it was looked up under one?
@@ -132,6 +136,7 @@ impl Policy {
                 Some(name) => format!("{name} ({address})"),
                 None => address.to_string(),
             };
+            self.refusals.fetch_add(1, Ordering::Relaxed);
             Err(Denied { target, reason })
         };
         let forms = with_embedded(address);
@@ -176,6 +181,12 @@ impl Policy {
             return Ok(Permitted(server));
         }
         self.permit(server, name)
+    }
+
+    /// Addresses refused since the start.
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     /// The rules in words, for the start-up lines.

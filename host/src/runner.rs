@@ -149,6 +149,7 @@ impl Runner {
         let json = match &test.action {
             Action::Refuse { message } => {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.lent.metrics.test(None, "refused");
                 let timing = Timing { queued_ms: ms(queued.elapsed()), started_at: None, duration_ms: None };
                 let message = Some(message.clone());
                 json(&Test { id: &test.id, failed: true, message, result: &empty(), timing, plugin: None, error: None })
@@ -163,7 +164,11 @@ impl Runner {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
                 let waited = queued.elapsed();
                 match permit {
-                    Some(_permit) => self.run(&test.id, plugin, options, waited, &receipt.cancel, Arc::default()).await,
+                    Some(_permit) => {
+                        let watched = Arc::clone(receipt);
+                        let partial = Arc::new(Partial::told(move |json| watched.partial(index, json)));
+                        self.run(&test.id, plugin, options, waited, &receipt.cancel, partial).await
+                    }
                     None => cancelled(&test.id, plugin, waited),
                 }
             }
@@ -226,6 +231,13 @@ impl Runner {
                 )
             }
         };
+        let ended = match &outcome {
+            Ok(outcome) if outcome.failed || outcome.message.is_some() => "failed",
+            Ok(_) => "ok",
+            Err(error) => error.kind(),
+        };
+        self.lent.metrics.test(Some(&plugin.name), ended);
+        self.lent.metrics.ran(&plugin.name, waited, duration);
         self.vacate(slot, duration, exception, json.get().len());
         json
     }

@@ -80,7 +80,7 @@ pub mod prelude {
     pub use serde::{Deserialize, Serialize};
 
     pub use crate::bindings::scouter::probe::net::{Family, NetError};
-    pub use crate::bindings::scouter::probe::{asn, dns, hops, http, icmp, resolver};
+    pub use crate::bindings::scouter::probe::{asn, browser, dns, hops, http, icmp, resolver};
     pub use crate::{Probe, Refusal, options, stats, trace, watch};
 }
 
@@ -106,6 +106,11 @@ pub trait Probe {
     /// # Errors
     /// When it could not run at all: the text goes to the caller as the test's `message`.
     fn run(options: Self::Options) -> Result<Self::Result, Refusal>;
+
+    /// What to tell the caller besides the result: nothing, unless the test could not do what it was for.
+    fn message(_result: &Self::Result) -> Option<String> {
+        None
+    }
 }
 
 /// Why a test could not run at all, for the person who asked for it.
@@ -160,7 +165,7 @@ pub fn watch(so_far: &impl Serialize) {
 /// What [`export!`] calls; not for plugins.
 #[doc(hidden)]
 pub mod glue {
-    use super::{Description, DeserializeOwned, JsonSchema, Outcome, Probe, SchemaSettings, Serialize};
+    use super::{Description, DeserializeOwned, JsonSchema, Outcome, Probe, SchemaSettings};
 
     /// Schemas are flat, without `$ref`: they are read by people and by small tools.
     fn schema<T: JsonSchema>(settings: SchemaSettings) -> String {
@@ -182,17 +187,17 @@ pub mod glue {
         serde_json::from_str(options).map_err(|error| format!("Provided options are not allowed: {error}."))
     }
 
-    fn finish(result: &impl Serialize) -> Result<Outcome, String> {
+    fn finish<P: Probe>(result: &P::Result) -> Result<Outcome, String> {
         let value = serde_json::to_value(result).map_err(|error| format!("The result cannot be written: {error}."))?;
         let failed = value.get("failed").and_then(serde_json::Value::as_bool).unwrap_or(false);
-        Ok(Outcome { failed, message: None, result: value.to_string() })
+        Ok(Outcome { failed, message: P::message(result), result: value.to_string() })
     }
 
     #[must_use]
     pub fn run<P: Probe>(options: &str) -> Outcome {
         let outcome = parse(options)
             .and_then(|options| P::run(options).map_err(|refusal| refusal.0))
-            .and_then(|result| finish(&result));
+            .and_then(|result| finish::<P>(&result));
         outcome.unwrap_or_else(|message| Outcome { failed: true, message: Some(message), result: "{}".into() })
     }
 }

@@ -10,6 +10,12 @@ pub fn ms(ns: u64) -> f64 {
     ((ns as f64) / 1e3).round() / 1e3
 }
 
+/// A number with three decimals.
+#[must_use]
+pub fn rounded(number: f64) -> f64 {
+    (number * 1e3).round() / 1e3
+}
+
 /// Milliseconds as text with three decimals, as `ping(8)` prints them.
 #[must_use]
 pub fn ms_text(ns: u64) -> String {

@@ -1,10 +1,12 @@
 //! Real servers in network namespaces; the same questions put to ping, dig and curl.
 
+mod browser;
 mod dns;
 mod faults;
 mod http;
 mod liars;
 mod modes;
+mod pages;
 mod path;
 mod ping;
 mod policy;
@@ -27,6 +29,8 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(liars::trials(lab));
     all.extend(faults::trials(lab));
     all.extend(policy::trials(lab));
+    all.extend(pages::trials(lab));
+    all.extend(browser::trials(lab));
     all
 }
 

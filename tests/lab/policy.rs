@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::lab::Lab;
 use crate::support::scouter;
+use crate::support::server::Server;
 use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
@@ -24,7 +25,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
 }
 
 /// Listens on the probe's own loopback, both families, and counts who comes.
-fn watch_loopback(lab: &Lab) -> (u16, Arc<AtomicU64>) {
+pub fn watch_loopback(lab: &Lab) -> (u16, Arc<AtomicU64>) {
     let count = Arc::new(AtomicU64::new(0));
     let v4 = lab.probe.inside(|| TcpListener::bind("0.0.0.0:0").expect("bound"));
     let port = v4.local_addr().expect("an address").port();
@@ -188,9 +189,20 @@ fn redirects_are_vetted_like_first_requests(lab: &Lab) {
     }
 }
 
-/// A name server whose answers alternate between an open address and loopback.
-fn rebinding_name_server(lab: &Lab) -> Arc<AtomicU64> {
-    let socket = lab.target.inside(|| UdpSocket::bind("10.77.0.9:53").expect("bound"));
+/// A name server at this address whose answers alternate between an open address and loopback, and a server that asks
+/// it; how many answers it gave.
+pub fn rebinding(lab: &Lab, address: &str, settings: &[(&str, &str)]) -> (Server, Arc<AtomicU64>) {
+    let answered = rebinding_name_server(lab, address);
+    let resolv = lab.path(&format!("rebind-{address}.conf"));
+    std::fs::write(&resolv, format!("nameserver {address}\n")).expect("written");
+    let mut command = lab.probe.command("unshare");
+    let script = format!("mount --bind {} /etc/resolv.conf && exec {}", resolv.display(), scouter());
+    command.args(["-m", "sh", "-c", &script]);
+    (lab.server_by(command, settings), answered)
+}
+
+fn rebinding_name_server(lab: &Lab, address: &str) -> Arc<AtomicU64> {
+    let socket = lab.target.inside(|| UdpSocket::bind((address, 53)).expect("bound"));
     socket.set_read_timeout(Some(Duration::from_mins(2))).expect("set");
     let answered = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&answered);
@@ -220,18 +232,8 @@ fn rebinding_name_server(lab: &Lab) -> Arc<AtomicU64> {
 }
 
 fn a_rebinding_name_reaches_only_what_is_open(lab: &Lab) {
-    let answered = rebinding_name_server(lab);
     let (port, count) = watch_loopback(lab);
-    let resolv = lab.path("rebind.conf");
-    std::fs::write(&resolv, "nameserver 10.77.0.9\n").expect("written");
-    let mut command = lab.probe.command("unshare");
-    command.args([
-        "-m",
-        "sh",
-        "-c",
-        &format!("mount --bind {} /etc/resolv.conf && exec {}", resolv.display(), scouter()),
-    ]);
-    let server = lab.server_by(command, &[]);
+    let (server, answered) = rebinding(lab, "10.77.0.9", &[]);
     let tests: Vec<Value> =
         (0..500).map(|_| json!({"url": format!("http://rebind.example:{port}/"), "timeout_ms": 2000})).collect();
     let (mut refused, mut dialled) = (0, 0);

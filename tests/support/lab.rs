@@ -36,7 +36,10 @@ impl Namespace {
 
     /// Ends whatever runs inside, and the namespace.
     pub fn delete(self) {
-        sh(&format!("ip netns pids {0} | xargs -r kill -9; rm -rf /etc/netns/{0}; ip netns del {0}", self.0));
+        sh(&format!(
+            "ip netns pids {0} | xargs -r kill -9 2>/dev/null || true; rm -rf /etc/netns/{0}; ip netns del {0}",
+            self.0
+        ));
     }
 
     /// A shell command inside.
@@ -207,6 +210,10 @@ impl Lab {
         fs::write(files.join("index.html"), "hello from the lab\n").expect("written");
         fs::write(files.join("large"), vec![b'x'; 1 << 20]).expect("written");
         fs::write(files.join("huge"), vec![b'x'; 65 << 20]).expect("written");
+        fs::create_dir_all(files.join("page")).expect("made");
+        for (name, text) in super::site::PAGE {
+            fs::write(files.join("page").join(name), text).expect("written");
+        }
         let text = fs::read_to_string(root().join("tests/support/nginx.conf")).expect("nginx.conf");
         let nginx = self.write("nginx.conf", &text.replace("@DIR@", &dir));
         self.start("nginx", &["-e", &format!("{dir}/nginx-error.log"), "-c", &nginx]);
@@ -273,7 +280,9 @@ impl Drop for Lab {
         // Whoever has a process in a namespace: the servers, and workers that they left.
         let all = || [&self.probe, &self.target].into_iter().chain(&self.chain.nodes).map(Namespace::name);
         for namespace in all() {
-            sh(&format!("ip netns pids {namespace} | xargs -r kill -9; rm -rf /etc/netns/{namespace}"));
+            sh(&format!(
+                "ip netns pids {namespace} | xargs -r kill -9 2>/dev/null || true; rm -rf /etc/netns/{namespace}"
+            ));
         }
         for server in &mut self.servers {
             let _ = server.wait();
@@ -290,7 +299,9 @@ fn forget_dead_labs() {
     for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         let owner = name.strip_prefix("scouter-").and_then(|rest| rest.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            sh(&format!("ip netns pids {name} | xargs -r kill -9; ip netns del {name}; rm -rf /etc/netns/{name}"));
+            sh(&format!(
+                "ip netns pids {name} | xargs -r kill -9 2>/dev/null || true; ip netns del {name}; rm -rf /etc/netns/{name}"
+            ));
         }
     }
 }

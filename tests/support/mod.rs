@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod lab;
 pub mod server;
+pub mod site;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::lab::Namespace;
-use super::{hostile, plugins, scouter};
+use super::{hostile, plugins, scouter, until};
 
 pub const SECRET: &str = "a-secret-for-the-tests";
 
@@ -199,7 +199,22 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Those who clean up after it, when it is killed.
+        let keepers = children(self.pid());
         let _ = self.child.kill();
         let _ = self.child.wait();
+        until("keepers have ended", || keepers.iter().all(|pid| !std::path::Path::new("/proc").join(pid).exists()));
     }
+}
+
+/// The processes whose parent this one is.
+pub fn children(parent: u32) -> Vec<String> {
+    let numbers = std::fs::read_dir("/proc").expect("/proc").flatten().filter_map(|e| e.file_name().into_string().ok());
+    numbers
+        .filter(|number| {
+            let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+            let after = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+            after == Some(parent)
+        })
+        .collect()
 }

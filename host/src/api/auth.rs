@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, header};
@@ -23,7 +23,7 @@ const ADDRESSES: usize = 10_000;
 
 /// Digests of the secrets, and who guessed how often.
 pub struct Auth {
-    digests: Vec<[u8; 32]>,
+    digests: RwLock<Arc<[[u8; 32]]>>,
     guesses: DefaultKeyedRateLimiter<IpAddr>,
 }
 
@@ -31,7 +31,12 @@ impl Auth {
     #[must_use]
     pub fn new(digests: Vec<[u8; 32]>) -> Self {
         let quota = Quota::per_second(GUESSES_PER_SECOND).allow_burst(GUESSES);
-        Self { digests, guesses: RateLimiter::keyed(quota) }
+        Self { digests: RwLock::new(digests.into()), guesses: RateLimiter::keyed(quota) }
+    }
+
+    /// These from now on, and no others.
+    pub fn replace(&self, digests: Vec<[u8; 32]>) {
+        *self.digests.write().unwrap_or_else(PoisonError::into_inner) = digests.into();
     }
 
     /// The same work whether or not the header is there and however much of it is right: digests are compared, all of
@@ -44,8 +49,8 @@ impl Auth {
             _ => given,
         };
         let (plain, bearer) = (Sha256::digest(given), Sha256::digest(bearer));
-        let found = self
-            .digests
+        let digests = Arc::clone(&self.digests.read().unwrap_or_else(PoisonError::into_inner));
+        let found = digests
             .iter()
             .fold(Choice::from(0), |found, digest| found | digest[..].ct_eq(&plain) | digest[..].ct_eq(&bearer));
         found.into()

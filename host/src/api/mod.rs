@@ -2,6 +2,9 @@
 
 mod auth;
 mod error;
+mod events;
+mod metrics;
+mod openapi;
 mod plugins;
 #[expect(clippy::disallowed_types, reason = "it listens; it connects to nobody")]
 mod serve;
@@ -18,8 +21,8 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
 
+use crate::imports::Lent;
 use crate::net::Net;
-use crate::net::asn::Asn;
 use crate::plugins::Plugins;
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
@@ -36,7 +39,7 @@ pub struct Api {
     pub receipts: Arc<Receipts>,
     pub requests: Requests,
     pub network: Network,
-    pub asn: Arc<Asn>,
+    pub lent: Arc<Lent>,
     pub max_tests: usize,
     pub max_body: usize,
     pub started: Instant,
@@ -80,6 +83,7 @@ impl Network {
 pub fn router(api: Arc<Api>) -> Router {
     let v1 = Router::new()
         .merge(tests::routes())
+        .merge(events::routes())
         .merge(status::routes())
         .merge(plugins::routes())
         .fallback(|| async { ApiError::NoSuchRoute })
@@ -88,9 +92,12 @@ pub fn router(api: Arc<Api>) -> Router {
         .layer(middleware::from_fn_with_state(Arc::clone(&api), count));
     Router::new()
         .nest("/api/v1.0", v1)
+        .merge(metrics::routes())
+        .merge(openapi::routes())
         .route("/healthz", get(|| async { "ok\n" }))
         .fallback(|| async { ApiError::NoSuchRoute })
         .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), metrics::count))
         .with_state(api)
 }
 

@@ -8,6 +8,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 
 use super::{Api, Network};
+use crate::net::browser;
 use crate::runner::Slot;
 
 pub fn routes() -> Router<Arc<Api>> {
@@ -27,7 +28,8 @@ struct Body {
     asn_database: Option<String>,
     /// Why there is none, or why a newer one was not taken.
     asn_database_problem: Option<String>,
-    browsers: Vec<String>,
+    /// Those that are running.
+    browsers: Vec<browser::Status>,
     network: Network,
 }
 
@@ -93,7 +95,7 @@ impl Worker {
 
 async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
     let (waiting, max) = api.runner.queue();
-    let (asn_database, asn_database_problem) = api.asn.status();
+    let (asn_database, asn_database_problem) = api.lent.net.asn.status();
     let (running, finished, bytes) = api.receipts.counts();
     Json(Body {
         total_requests: api.requests.total(),
@@ -105,7 +107,7 @@ async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
         plugins: api.plugins.iter().map(|plugin| plugin.name.clone()).collect(),
         asn_database,
         asn_database_problem,
-        browsers: vec![],
+        browsers: api.lent.net.browsers.status(),
         network: api.network.clone(),
     })
 }

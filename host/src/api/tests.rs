@@ -43,7 +43,7 @@ fn wait_of(query: Option<&str>) -> Result<Option<Duration>, ApiError> {
     }
 }
 
-fn receipt_of(api: &Api, query: Option<&str>) -> Result<Arc<Receipt>, ApiError> {
+pub(super) fn receipt_of(api: &Api, query: Option<&str>) -> Result<Arc<Receipt>, ApiError> {
     let id = receipt_id(query)?;
     api.receipts.get(&id).ok_or(ApiError::UnknownReceipt)
 }

@@ -1,5 +1,6 @@
 //! The command line: `scouter` (or `scouter serve`), `scouter run TYPE key=value…`, `scouter plugins`.
 
+mod health;
 mod serve;
 mod show;
 
@@ -17,6 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{ALIASES, Engine, LogFormat, Serve};
 use crate::imports::Lent;
+use crate::metrics::Metrics;
 use crate::net::Net;
 use crate::net::resolver::SystemConfig;
 use crate::plan::{Action, Plan};
@@ -46,9 +48,18 @@ enum Command {
     Run(Run),
     /// List the test types and their options
     Plugins(ListPlugins),
+    /// Ask the server on this machine whether it is well; exit status 2 when it is not
+    Health(health::Health),
     /// Compile a component: wasm on standard input, machine code on standard output
     #[command(hide = true)]
     Compile,
+    /// Run a browser's driver, and end everything that it started when it or the standard input ends
+    #[command(hide = true)]
+    Keep {
+        folder: std::path::PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        driver: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +97,10 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Some(Command::Compile) => crate::plugins::compile_main().map(|()| ExitCode::SUCCESS),
+        Some(Command::Health(asked)) => health::health(&asked),
+        Some(Command::Keep { folder, driver }) => {
+            crate::net::browser::keeper_main(&folder, &driver).map(|()| ExitCode::SUCCESS)
+        }
         Some(Command::Run(run)) => {
             log(&cli.engine, "error");
             test(&cli.engine, run)
@@ -115,7 +130,12 @@ fn parse() -> Result<Cli, clap::Error> {
     for (flag, now, before) in ALIASES {
         if std::env::var_os(now).is_none() && std::env::var_os(before).is_some() {
             let rename = |command: clap::Command| command.mut_arg(flag, |arg| arg.env(before));
-            command = rename(command).mut_subcommand("serve", rename);
+            // What every command takes is there only once.
+            let serve = command.find_subcommand("serve");
+            if serve.is_some_and(|serve| serve.get_arguments().any(|arg| arg.get_id() == flag)) {
+                command = command.mut_subcommand("serve", rename);
+            }
+            command = rename(command);
         }
     }
     let variables = variables(&command);
@@ -207,9 +227,9 @@ impl Runtimes {
             let system = SystemConfig::read();
             let (allow, deny) = (engine.targets_allow.clone(), engine.targets_deny.clone());
             let policy = Policy::new(allow, deny, system.nameservers.clone());
-            let net = Net::open(system, &policy, engine.asn_file())?;
+            let net = Net::open(system, &policy, engine.asn_file(), engine.browsers())?;
             net.asn.follow();
-            let lent = Arc::new(Lent { io: self.io.handle().clone(), net, policy });
+            let lent = Arc::new(Lent { io: self.io.handle().clone(), net, policy, metrics: Metrics::default() });
             let plugins = Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), &lent).await?;
             Ok((lent, Arc::new(plugins)))
         })
@@ -252,7 +272,7 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
         }
         anyhow::bail!("there is no test type '{}'; there is: {}", run.test_type, known.join(", "));
     }
-    let runner = Runner::new(lent, runtimes.guests.handle().clone(), 1, 1, engine.test_timeout());
+    let runner = Runner::new(Arc::clone(&lent), runtimes.guests.handle().clone(), 1, 1, engine.test_timeout());
     let payload = crate::payload::Payload(vec![(run.test_type, vec![options])]);
     let Some(planned) = Plan::new(payload, &plugins).tests.pop() else { anyhow::bail!("nothing to run") };
     let (plugin, options) = match planned.action {
@@ -276,6 +296,7 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
             }
         }
     });
+    runtimes.io.block_on(lent.net.browsers.end());
     runtimes.end();
     Ok(if done { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Runtimes;
 use crate::api::{self, Api, Auth, Listening, Network};
 use crate::config::{Engine, Serve};
+use crate::net::browser::Browsers;
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
 
@@ -32,7 +33,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     }
     let slots = usize::try_from(settings.max_process_count)?;
     let network = Network::of(&lent.net, &lent.policy);
-    let asn = Arc::clone(&lent.net.asn);
+    let kept = Arc::clone(&lent);
     let runner = Runner::new(
         lent,
         runtimes.guests.handle().clone(),
@@ -47,13 +48,14 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         receipts: Arc::new(Receipts::new(settings.budget())),
         requests: Requests::default(),
         network,
-        asn,
+        lent: Arc::clone(&kept),
         max_tests: usize::try_from(settings.max_test_count)?,
         max_body: usize::try_from(settings.max_body_bytes)?,
         started,
         stopping: AtomicBool::new(false),
     });
     let done = runtimes.io.block_on(run(Arc::clone(&api), settings));
+    runtimes.io.block_on(kept.net.browsers.end());
     runtimes.end();
     done.map(|()| ExitCode::SUCCESS)
 }
@@ -71,6 +73,7 @@ fn raise_open_files() {
 async fn run(api: Arc<Api>, settings: &Serve) -> anyhow::Result<()> {
     // Before the first request is taken: a signal must find somebody who listens.
     let mut stop = Stop::listen().context("signals")?;
+    let mut hangup = signal(SignalKind::hangup()).context("signals")?;
     let listening = Listening::bind(&settings.addresses())?;
     announce(&api, &listening, settings);
     let closing = CancellationToken::new();
@@ -79,7 +82,12 @@ async fn run(api: Arc<Api>, settings: &Serve) -> anyhow::Result<()> {
     let serving = tokio::spawn(api::serve(listening, router, max_connections, closing.clone()));
     let tidy = tokio::spawn(expire(Arc::clone(&api.receipts)));
 
-    let signal = stop.wait().await;
+    let signal = loop {
+        tokio::select! {
+            signal = stop.wait() => break signal,
+            _ = hangup.recv() => reload(&api, settings),
+        }
+    };
     let end = tokio::time::Instant::now() + DRAIN;
     tracing::info!(signal, "stopping: no new tests, finishing what runs");
     // Clients may still fetch results; new tests are answered 503.
@@ -94,6 +102,20 @@ async fn run(api: Arc<Api>, settings: &Serve) -> anyhow::Result<()> {
     tidy.abort();
     tracing::info!(whole = answered.is_ok(), "stopped");
     Ok(())
+}
+
+/// SIGHUP: secrets are read again from their file, so that they can be changed without a restart. What cannot be used
+/// changes nothing.
+fn reload(api: &Api, settings: &Serve) {
+    match settings.secrets() {
+        Ok(digests) => {
+            tracing::info!(secrets = digests.len(), "SIGHUP: secrets read again");
+            api.auth.replace(digests);
+        }
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "SIGHUP: the secrets stay as they were");
+        }
+    }
 }
 
 async fn expire(receipts: Arc<Receipts>) {
@@ -118,6 +140,9 @@ fn announce(api: &Api, listening: &Listening, settings: &Serve) {
         trust_anchors = api.network.trust_anchors,
         "network"
     );
+    for missing in Browsers::missing() {
+        tracing::warn!(missing, "browser_request cannot use every browser");
+    }
     tracing::info!(open = api.network.targets, "targets");
     tracing::info!(at_once = settings.max_process_count, waiting = settings.max_queue, "tests");
     if names.is_empty() {

@@ -75,13 +75,76 @@ impl Watcher {
     }
 }
 
+/// Characters of a time line.
+const TIME_LINE: usize = 40;
+/// Longer texts in front of a time line are cut in the middle.
+const BESIDE: usize = 60;
+
+/// What has a start and a length, wherever in the result it stands: one time line for all of it (a waterfall).
+fn time_line(result: &Map<String, Value>) -> Vec<String> {
+    let rows = result.values().flat_map(|value| match value {
+        Value::Array(rows) => rows.iter().filter_map(Value::as_object).collect(),
+        Value::Object(row) => vec![row],
+        _ => vec![],
+    });
+    let span = |row: &Map<String, Value>| Some((row.get("started_ms")?.as_f64()?, row.get("time_total")?.as_f64()?));
+    let mut rows: Vec<_> = rows.filter_map(|row| Some((span(row)?, row))).collect();
+    rows.sort_by(|((a, _), _), ((b, _), _)| a.total_cmp(b));
+    let end = rows.iter().map(|((start, length), _)| start + length).fold(0.0, f64::max);
+    if rows.is_empty() || end <= 0.0 {
+        return vec![];
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a picture"
+    )]
+    let place = |at: f64| ((at / end * TIME_LINE as f64) as usize).min(TIME_LINE);
+    let drawn: Vec<Map<String, Value>> = rows
+        .iter()
+        .map(|((start, length), row)| {
+            let (from, to) = (place(*start).min(TIME_LINE - 1), place(start + length));
+            let bar = "█".repeat((to - from.min(to)).max(1));
+            let shown = row.iter().filter(|(name, _)| !name.starts_with("time_") && *name != "version");
+            let mut shown: Map<String, Value> = shown
+                .map(|(name, value)| match value {
+                    Value::String(text) => (name.clone(), Value::String(shortened(text))),
+                    value => (name.clone(), value.clone()),
+                })
+                .collect();
+            shown.insert("total_ms".into(), row.get("time_total").cloned().unwrap_or_default());
+            shown.insert(format!("0 – {end:.0} ms"), Value::String(format!("{}{bar}", " ".repeat(from))));
+            shown
+        })
+        .collect();
+    let mut lines = vec!["requests".to_owned()];
+    lines.extend(table(&drawn.iter().collect::<Vec<_>>()));
+    lines
+}
+
+fn shortened(text: &str) -> String {
+    let length = text.chars().count();
+    if length <= BESIDE {
+        return text.to_owned();
+    }
+    let half = BESIDE / 2 - 1;
+    let (head, tail): (String, String) =
+        (text.chars().take(half).collect(), text.chars().skip(length - half).collect());
+    format!("{head}…{tail}")
+}
+
+fn is_timed(row: &Map<String, Value>) -> bool {
+    row.contains_key("started_ms") && row.contains_key("time_total")
+}
+
 /// Each list of objects as a table under its name.
 fn tables(result: &Map<String, Value>) -> Vec<String> {
-    let mut lines = vec![];
+    let mut lines = time_line(result);
     for (name, value) in result {
         let Value::Array(rows) = value else { continue };
         let rows: Vec<&Map<String, Value>> = rows.iter().filter_map(Value::as_object).collect();
-        if !rows.is_empty() {
+        if !rows.is_empty() && !rows.iter().any(|row| is_timed(row)) {
             lines.push(name.clone());
             lines.extend(table(&rows));
         }
@@ -126,7 +189,8 @@ fn is_shown(value: &Value) -> bool {
 fn fields(object: &Map<String, Value>, depth: usize) {
     let scalars = object
         .iter()
-        .filter(|(name, value)| !(value.is_null() || is_table(value) || (depth == 0 && *name == "failed")));
+        .filter(|(name, value)| !(value.is_null() || is_table(value) || (depth == 0 && *name == "failed")))
+        .filter(|(_, value)| !value.as_object().is_some_and(is_timed));
     let width = object.keys().map(|name| name.chars().count()).max().unwrap_or(0);
     for (name, value) in scalars {
         let indent = "  ".repeat(depth);

@@ -14,7 +14,7 @@ use wit::http::{Certificate, Failure, Header, Redirect, Response, TlsFacts};
 const URL_BYTES: usize = 8192;
 const KEEP_BODY: u32 = 128 << 10;
 /// Headers that frame the message or lead it elsewhere: they are the host's to set.
-const RESERVED: [HeaderName; 7] = [
+pub(super) const RESERVED: [HeaderName; 7] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::TRANSFER_ENCODING,

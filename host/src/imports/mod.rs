@@ -5,6 +5,7 @@
 //! run passes a limit.
 
 mod asn;
+mod browser;
 mod dns;
 mod hops;
 mod http;
@@ -24,6 +25,7 @@ use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
+use crate::metrics::Metrics;
 use crate::net::Net;
 use crate::net::series::{self, Rate};
 use crate::plugins::Partial;
@@ -49,7 +51,7 @@ pub use bindings::PluginPre;
 /// The interfaces, by their names in WIT.
 pub(crate) mod wit {
     pub use super::bindings::exports::scouter::probe::test;
-    pub use super::bindings::scouter::probe::{asn, dns, hops, http, icmp, net, report, resolver};
+    pub use super::bindings::scouter::probe::{asn, browser, dns, hops, http, icmp, net, report, resolver};
 }
 
 /// What is lent to every run: the engines, the policy, and the runtime that network work happens on.
@@ -60,6 +62,7 @@ pub struct Lent {
     pub io: Handle,
     pub net: Net,
     pub policy: Policy,
+    pub metrics: Metrics,
 }
 
 /// Everything one run may touch. Dropped with the run, and with it every socket it had.
@@ -194,7 +197,7 @@ pub fn linker(engine: &Engine) -> anyhow::Result<Linker<RunState>> {
 /// Is this import one of ours, or of WASI 0.2 as far as it is given (with nothing behind it)?
 #[must_use]
 pub fn is_offered(import: &str) -> bool {
-    let ours = ["net", "report", "resolver", "icmp", "hops", "dns", "http", "asn"];
+    let ours = ["net", "report", "resolver", "icmp", "hops", "dns", "http", "asn", "browser"];
     let wasi = ["io", "clocks", "random", "cli", "filesystem", "sockets"];
     let Some((package, rest)) = import.split_once('/') else { return false };
     let (name, version) = rest.split_once('@').unwrap_or((rest, ""));

@@ -2,6 +2,7 @@
 //! [`Permitted`](crate::policy::Permitted) address.
 
 pub mod asn;
+pub mod browser;
 pub mod dial;
 pub mod dns;
 pub mod hops;
@@ -32,7 +33,8 @@ pub struct Net {
     pub icmp: icmp::Icmp,
     pub hops: hops::Hops,
     pub asn: Arc<asn::Asn>,
-    pub resolver: resolver::Resolver,
+    pub resolver: Arc<resolver::Resolver>,
+    pub browsers: browser::Browsers,
     pub tls: tls::Tls,
 }
 
@@ -41,13 +43,20 @@ impl Net {
     ///
     /// # Errors
     /// When there are no usable trust anchors.
-    pub fn open(config: SystemConfig, policy: &Policy, asn_file: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub fn open(
+        config: SystemConfig,
+        policy: &Policy,
+        asn_file: Option<PathBuf>,
+        browsers: browser::Config,
+    ) -> anyhow::Result<Self> {
         let icmp = icmp::Icmp::open();
+        let resolver = Arc::new(resolver::Resolver::new(config, policy));
         Ok(Self {
             hops: hops::Hops::open(&icmp),
             icmp,
             asn: Arc::new(asn::Asn::new(asn_file)),
-            resolver: resolver::Resolver::new(config, policy),
+            browsers: browser::Browsers::new(browsers, Arc::clone(&resolver), Arc::new(policy.clone())),
+            resolver,
             tls: tls::Tls::open()?,
         })
     }

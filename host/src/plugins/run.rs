@@ -20,15 +20,27 @@ pub struct Outcome {
     pub result: Box<RawValue>,
 }
 
+type Tell = Box<dyn Fn(&RawValue) + Send + Sync>;
+
 /// The newest partial result of a run; it survives the run.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Partial {
     newest: Mutex<Option<Box<RawValue>>>,
     changed: tokio::sync::Notify,
+    told: Option<Tell>,
 }
 
 impl Partial {
+    /// Each one is given to `tell` as it comes.
+    #[must_use]
+    pub fn told(tell: impl Fn(&RawValue) + Send + Sync + 'static) -> Self {
+        Self { told: Some(Box::new(tell)), ..Self::default() }
+    }
+
     pub fn put(&self, json: Box<RawValue>) {
+        if let Some(tell) = &self.told {
+            tell(&json);
+        }
         *lock(&self.newest) = Some(json);
         self.changed.notify_one();
     }

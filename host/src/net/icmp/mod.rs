@@ -120,6 +120,13 @@ impl Icmp {
         })
     }
 
+    /// Messages that the shared receivers had no room for, since the start.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        let raw = [false, true].into_iter().filter_map(|v6| self.raw(v6));
+        raw.map(|raw| u64::from(raw.receiver.dropped())).sum()
+    }
+
     /// What raw mode shares, for a family that has it.
     #[must_use]
     pub(super) fn raw(&self, v6: bool) -> Option<&Arc<raw::Raw>> {

@@ -3,17 +3,22 @@
 //! Running receipts live in a map of their own and are never evicted (the queue bounds them). Finished ones live in a
 //! moka cache; the oldest go first when there are too many or they hold too many bytes.
 
+mod events;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use moka::policy::EvictionPolicy;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::plan::Plan;
+pub use events::Event;
+use events::News;
 
 /// 128 random bits as 32 lower-case hexadecimal digits.
 pub type ReceiptId = String;
@@ -51,6 +56,11 @@ pub struct Receipt {
     results: Mutex<Vec<TestResult>>,
     bytes: AtomicUsize,
     finished: watch::Sender<usize>,
+    /// For watchers: each test's news, how much has happened, and the same number where one can wait for it.
+    news: Mutex<Vec<News>>,
+    happened: AtomicU64,
+    newest: watch::Sender<u64>,
+    done: OnceLock<Bytes>,
     /// Cancelled when the caller deletes the receipt or the server stops.
     pub cancel: CancellationToken,
 }
@@ -91,6 +101,10 @@ impl Receipts {
             ),
             bytes: AtomicUsize::new(0),
             finished: watch::Sender::new(0),
+            news: Mutex::new(vec![News::default(); plan.tests.len()]),
+            happened: AtomicU64::new(0),
+            newest: watch::Sender::new(0),
+            done: OnceLock::new(),
             cancel: CancellationToken::new(),
         });
         lock(&self.running).insert(receipt.id.clone(), Arc::clone(&receipt));
@@ -108,6 +122,7 @@ impl Receipts {
         json: Box<RawValue>,
         too_large: impl FnOnce(usize) -> Box<RawValue>,
     ) {
+        let told;
         let finished = {
             let mut results = lock(&receipt.results);
             let held = receipt.bytes.load(Ordering::Relaxed);
@@ -117,6 +132,7 @@ impl Receipts {
                 json
             };
             receipt.bytes.fetch_add(json.get().len(), Ordering::Relaxed);
+            told = json.clone();
             if let Some(slot) = results.get_mut(index) {
                 slot.json = Some(json);
             }
@@ -126,7 +142,11 @@ impl Receipts {
         if finished == receipt.total() {
             self.retire(receipt);
         }
+        receipt.tell(index, &told, true);
         receipt.finished.send_replace(finished);
+        if finished == receipt.total() {
+            receipt.tell_end();
+        }
     }
 
     fn retire(&self, receipt: &Arc<Receipt>) {

@@ -1,0 +1,81 @@
+//! `/tests/events`: what happens to a receipt, as server-sent events (WHATWG HTML, section 9.2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::{StreamExt, stream};
+
+use super::tests::receipt_of;
+use super::{Api, ApiError};
+use crate::receipts::{Event, Receipt};
+
+/// A line for proxies that close what is silent.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// After news, whoever watches is left alone for so long: a plugin may report faster than anyone reads.
+const PAUSE: Duration = Duration::from_millis(50);
+
+pub fn routes() -> Router<Arc<Api>> {
+    Router::new().route("/tests/events", get(events))
+}
+
+struct Watch {
+    receipt: Arc<Receipt>,
+    told: u64,
+    paused: bool,
+}
+
+async fn events(
+    State(api): State<Arc<Api>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let receipt = receipt_of(&api, query.as_deref())?;
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    // An identifier that is none of ours means: from the beginning.
+    let told = last.and_then(|last| last.trim().parse().ok()).unwrap_or(0);
+    let watch = Watch { receipt, told, paused: false };
+    let parts = stream::unfold(Some(watch), |watch| async { next(watch?).await }).flat_map(stream::iter);
+    let body = Body::from_stream(parts.map(Ok::<_, std::convert::Infallible>));
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        // nginx holds answers back otherwise.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    Ok((headers, body).into_response())
+}
+
+/// The next pieces of the answer, and who asks for more.
+async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
+    if watch.paused {
+        tokio::time::sleep(PAUSE).await;
+    }
+    let (events, done) = watch.receipt.since(watch.told);
+    if let Some(last) = events.last() {
+        watch.told = last.number;
+        watch.paused = true;
+        let pieces = events.into_iter().flat_map(pieces).collect();
+        return Some((pieces, (!done).then_some(watch)));
+    }
+    watch.paused = false;
+    match tokio::time::timeout(KEEP_ALIVE, watch.receipt.happens_after(watch.told)).await {
+        Ok(true) => Some((vec![], Some(watch))),
+        // Deleted or expired: there is no more to say.
+        Ok(false) => None,
+        Err(_) => Some((vec![Bytes::from_static(b": still here\n\n")], Some(watch))),
+    }
+}
+
+fn pieces(event: Event) -> Vec<Bytes> {
+    let head = format!("id: {}\nevent: {}\ndata: ", event.number, event.kind);
+    let mut pieces = vec![Bytes::from(head)];
+    pieces.extend(event.data);
+    pieces.push(Bytes::from_static(b"\n\n"));
+    pieces
+}

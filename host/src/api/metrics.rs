@@ -1,0 +1,52 @@
+//! `/metrics`: counters for Prometheus. Needs no secret, and shows neither targets nor secrets.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::Api;
+use crate::metrics::Now;
+
+pub fn routes() -> Router<Arc<Api>> {
+    Router::new().route("/metrics", get(metrics))
+}
+
+async fn metrics(State(api): State<Arc<Api>>) -> Response {
+    let slots = api.runner.slots();
+    let (receipts_running, receipts_finished, receipt_bytes) = api.receipts.counts();
+    let now = Now {
+        waiting: api.runner.queue().0,
+        busy: slots.iter().filter(|slot| slot.busy).count(),
+        slots: slots.len(),
+        sandboxes: slots.iter().map(|slot| slot.sandboxes).sum(),
+        receipts_running,
+        receipts_finished,
+        receipt_bytes,
+        icmp_dropped: api.lent.net.icmp.dropped(),
+        refusals: api.lent.policy.refusals(),
+        browsers: api.lent.net.browsers.status().iter().map(|browser| (browser.driver, browser.state)).collect(),
+        asn_database: api.lent.net.asn.status().0.is_some(),
+        uptime: api.started.elapsed(),
+    };
+    match api.lent.metrics.text(&now) {
+        Ok(text) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// Counts every request under its route's pattern.
+pub async fn count(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let method = request.method().as_str().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let response = next.run(request).await;
+    api.lent.metrics.request(&method, route.as_deref().unwrap_or("none"), response.status().as_u16());
+    response
+}

@@ -1,0 +1,45 @@
+//! `scouter health`: does the server on this machine answer? For containers without any other program in them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use axum::body::Body;
+use clap::Args;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+
+const TIMEOUT: Duration = Duration::from_secs(4);
+
+#[derive(Debug, Args)]
+pub struct Health {
+    /// Address that the server listens on; the first one counts
+    #[arg(long, env = "SCOUTER_LISTEN", value_name = "ADDRESS", value_delimiter = ',', default_value = "0.0.0.0")]
+    listen: Vec<IpAddr>,
+
+    /// Port that it listens on
+    #[arg(long, env = "API_PORT", value_name = "PORT", default_value_t = 8000)]
+    port: u16,
+}
+
+/// # Errors
+/// When it does not answer as a healthy server does.
+pub fn health(health: &Health) -> anyhow::Result<ExitCode> {
+    let address = match health.listen.first() {
+        Some(IpAddr::V4(address)) if !address.is_unspecified() => IpAddr::V4(*address),
+        Some(IpAddr::V6(address)) if !address.is_unspecified() => IpAddr::V6(*address),
+        Some(IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
+        _ => Ipv4Addr::LOCALHOST.into(),
+    };
+    let url = format!("http://{}/healthz", SocketAddr::new(address, health.port));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime.block_on(async {
+        let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
+        let answer = tokio::time::timeout(TIMEOUT, client.get(url.parse()?)).await;
+        let answer = answer.with_context(|| format!("{url} does not answer within {} s", TIMEOUT.as_secs()))?;
+        anyhow::Ok(answer.with_context(|| format!("{url} does not answer"))?.status())
+    })?;
+    ensure!(status.is_success(), "{url} answers {status}");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,320 @@
+//! The gate: a SOCKS5 server on loopback (RFC 1928) through which a browser reaches the network. It looks the name up
+//! once, asks the policy, and dials that very address, so that no answer of a name server and no redirect leads past the
+//! policy; and it keeps a record of each connection, because the browser sees only the gate.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::net::Family;
+use crate::net::dial::{self, DialError};
+use crate::net::resolver::Resolver;
+use crate::policy::Policy;
+
+/// A handshake with the gate takes no time; a connection to the target may.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(30);
+/// What one page may load, over all of its connections, in both directions.
+pub const PAGE_BYTES: u64 = 64 << 20;
+/// Connections that one page may make, and have at once.
+const CONNECTIONS: usize = 2000;
+const AT_ONCE: usize = 256;
+const CHUNK: usize = 64 << 10;
+
+/// Why a connection did not come about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    Denied(String),
+    Name(String),
+    Connect(String),
+    Timeout(String),
+    TooMany,
+}
+
+impl Cause {
+    /// RFC 1928, section 6.
+    fn reply(&self) -> u8 {
+        match self {
+            Self::Denied(_) | Self::TooMany => 2,
+            Self::Name(_) => 4,
+            Self::Connect(_) => 5,
+            Self::Timeout(_) => 6,
+        }
+    }
+}
+
+/// One connection that the browser asked for.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub host: String,
+    pub port: u16,
+    /// Milliseconds since the epoch at which the browser asked.
+    pub asked_ms: f64,
+    /// Of the name lookup; None for a literal address.
+    pub dns_ms: Option<f64>,
+    /// Of the TCP handshake.
+    pub connect_ms: Option<f64>,
+    pub address: Option<IpAddr>,
+    pub cause: Option<Cause>,
+}
+
+/// What one page does on the network, and how it is stopped.
+pub struct Visit {
+    records: Mutex<Vec<Record>>,
+    bytes: AtomicU64,
+    open: AtomicUsize,
+    /// Dropping the visit cancels it; so does passing a limit.
+    over: CancellationToken,
+}
+
+impl Visit {
+    pub fn records(&self) -> Vec<Record> {
+        lock(&self.records).clone()
+    }
+
+    /// Has the page passed what it may load?
+    pub fn is_over(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > PAGE_BYTES
+    }
+
+    fn count(&self, bytes: usize) -> bool {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        if self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= PAGE_BYTES {
+            return true;
+        }
+        self.over.cancel();
+        false
+    }
+}
+
+/// A port of the gate. Nobody gets through while no page is being loaded.
+pub struct Gate {
+    pub port: u16,
+    visit: Arc<Mutex<Option<Arc<Visit>>>>,
+    _serve: AbortOnDropHandle<()>,
+}
+
+impl Gate {
+    /// `lease` is dropped when the port is closed again.
+    ///
+    /// # Errors
+    /// When the port cannot be listened on.
+    pub async fn open<T: Send + 'static>(
+        port: u16,
+        lease: T,
+        resolver: Arc<Resolver>,
+        policy: Arc<Policy>,
+    ) -> Result<Self, (std::io::Error, T)> {
+        let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+            Ok(listener) => listener,
+            Err(error) => return Err((error, lease)),
+        };
+        // Dropped in this order.
+        let held = (listener, lease);
+        let visit = Arc::new(Mutex::new(None::<Arc<Visit>>));
+        let current = Arc::clone(&visit);
+        let serve = tokio::spawn(async move {
+            let held = held;
+            loop {
+                let Ok((stream, _)) = held.0.accept().await else {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                };
+                let Some(visit) = lock(&current).clone() else { continue };
+                let (resolver, policy) = (Arc::clone(&resolver), Arc::clone(&policy));
+                tokio::spawn(async move {
+                    let over = visit.over.clone();
+                    let _ = over.run_until_cancelled(connection(stream, &visit, &resolver, &policy)).await;
+                });
+            }
+        });
+        Ok(Self { port, visit, _serve: AbortOnDropHandle::new(serve) })
+    }
+
+    /// Opens the gate for one page.
+    pub fn admit(&self) -> Admission<'_> {
+        let visit = Arc::new(Visit {
+            records: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
+            over: CancellationToken::new(),
+        });
+        *lock(&self.visit) = Some(Arc::clone(&visit));
+        Admission { gate: self, visit }
+    }
+}
+
+/// While it is held, the page gets through. Afterwards its connections are closed.
+pub struct Admission<'a> {
+    gate: &'a Gate,
+    pub visit: Arc<Visit>,
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        *lock(&self.gate.visit) = None;
+        self.visit.over.cancel();
+    }
+}
+
+async fn connection(mut browser: TcpStream, visit: &Visit, resolver: &Resolver, policy: &Policy) {
+    // Small writes at once: a delayed one would be measured as the target's time.
+    let _ = browser.set_nodelay(true);
+    let asked = tokio::time::timeout(HANDSHAKE, greet(&mut browser)).await;
+    let Ok(Ok((host, port))) = asked else { return };
+    let mut record = Record {
+        host: host.clone(),
+        port,
+        asked_ms: unix_ms(),
+        dns_ms: None,
+        connect_ms: None,
+        address: None,
+        cause: None,
+    };
+    let open = visit.open.fetch_add(1, Ordering::Relaxed);
+    let place = {
+        let mut records = lock(&visit.records);
+        if records.len() >= CONNECTIONS {
+            visit.over.cancel();
+            return;
+        }
+        records.push(record.clone());
+        records.len() - 1
+    };
+    let connected = if open >= AT_ONCE { Err(Cause::TooMany) } else { connect(&mut record, resolver, policy).await };
+    record.cause = connected.as_ref().err().cloned();
+    tracing::debug!(host, port, address = ?record.address, cause = ?record.cause, "gate");
+    if let Some(kept) = lock(&visit.records).get_mut(place) {
+        *kept = record;
+    }
+    let reply = connected.as_ref().err().map_or(0, Cause::reply);
+    // The bound address is of no use to a browser: 0.0.0.0:0.
+    let answered = browser.write_all(&[5, reply, 0, 1, 0, 0, 0, 0, 0, 0]).await;
+    if let (Ok(()), Ok(mut target)) = (answered, connected) {
+        let (mut from_browser, mut to_browser) = browser.split();
+        let (mut from_target, mut to_target) = target.split();
+        let there = pass(&mut from_browser, &mut to_target, visit);
+        let back = pass(&mut from_target, &mut to_browser, visit);
+        // What breaks on one side must look broken on the other one, not ended.
+        if tokio::try_join!(there, back).is_err() {
+            for stream in [&browser, &target] {
+                let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            }
+        }
+    }
+    visit.open.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Hands bytes on until their end, and the end too.
+async fn pass(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    visit: &Visit,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.read(&mut buffer).await? {
+            0 => return to.shutdown().await,
+            count if visit.count(count) => to.write_all(&buffer[..count]).await?,
+            _ => return Err(std::io::Error::other("the page is over its limit")),
+        }
+    }
+}
+
+async fn connect(record: &mut Record, resolver: &Resolver, policy: &Policy) -> Result<TcpStream, Cause> {
+    let literal = record.host.parse::<IpAddr>().ok();
+    let started = Instant::now();
+    let addresses = if let Some(address) = literal {
+        vec![address]
+    } else {
+        let found = resolver.lookup(&record.host, Family::Any).await;
+        record.dns_ms = Some(ms(started.elapsed()));
+        found.map_err(|error| Cause::Name(error.to_string()))?
+    };
+    let name = literal.is_none().then_some(record.host.as_str());
+    let open = dial::vet(policy, &addresses, name).map_err(|denied| Cause::Denied(denied.to_string()))?;
+    let started = Instant::now();
+    match tokio::time::timeout(CONNECT, dial::dial(&open, record.port)).await {
+        Ok(Ok((stream, address))) => {
+            record.connect_ms = Some(ms(started.elapsed()));
+            record.address = Some(address.ip());
+            Ok(stream)
+        }
+        Ok(Err(error)) => {
+            if let DialError::Failed { address, .. } = &error {
+                record.address = Some(address.ip());
+            }
+            Err(Cause::Connect(error.to_string()))
+        }
+        Err(_) => Err(Cause::Timeout(format!("No connection to {} within {} s", record.host, CONNECT.as_secs()))),
+    }
+}
+
+/// RFC 1928, sections 3 and 4: no authentication, CONNECT.
+async fn greet(stream: &mut TcpStream) -> std::io::Result<(String, u16)> {
+    let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    let [version, methods] = read::<2>(stream).await?;
+    let mut offered = vec![0; methods.into()];
+    stream.read_exact(&mut offered).await?;
+    if version != 5 || !offered.contains(&0) {
+        return Err(invalid());
+    }
+    stream.write_all(&[5, 0]).await?;
+    let [version, command, _, kind] = read::<4>(stream).await?;
+    if version != 5 || command != 1 {
+        return Err(invalid());
+    }
+    let host = match kind {
+        1 => IpAddr::from(Ipv4Addr::from(read::<4>(stream).await?)).to_string(),
+        4 => IpAddr::from(Ipv6Addr::from(read::<16>(stream).await?)).to_string(),
+        3 => {
+            let [length] = read::<1>(stream).await?;
+            let mut name = vec![0; length.into()];
+            stream.read_exact(&mut name).await?;
+            String::from_utf8(name).map_err(|_| invalid())?
+        }
+        _ => return Err(invalid()),
+    };
+    Ok((host, u16::from_be_bytes(read::<2>(stream).await?)))
+}
+
+async fn read<const N: usize>(stream: &mut TcpStream) -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// A port of loopback that nothing gets through: for what a browser does on its own account.
+pub async fn dead_end() -> std::io::Result<(SocketAddr, AbortOnDropHandle<()>)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    let refuse = tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                // Closed at once.
+                Ok(_) => {}
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    });
+    Ok((address, AbortOnDropHandle::new(refuse)))
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Now, in milliseconds since the epoch.
+pub fn unix_ms() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, ms)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

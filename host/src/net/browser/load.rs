@@ -1,0 +1,313 @@
+//! One page, from a fresh user context to its end.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::bidi::{Bidi, BidiError};
+use super::collector::{Collector, Entry, REQUESTS};
+use super::gate::{self, Record, Visit};
+use super::session::Session;
+use super::{BrowserError, Exchange, Failure, FailureKind, Kind, Page, Request, Vitals, errors};
+
+/// Commands that any browser answers at once, on a busy machine too.
+const PROMPT: Duration = Duration::from_secs(5);
+/// A page's own script may be in the way of these.
+const ASK: Duration = Duration::from_secs(3);
+/// Nothing may be under way for so long, after the load event, for the page to be done.
+const QUIET: Duration = Duration::from_millis(100);
+/// Marks of the browser and of the gate differ by this at most for one moment, in milliseconds.
+const CLOCK_MS: f64 = 5.0;
+/// How often limits are looked at while nothing happens.
+const TICK: Duration = Duration::from_millis(50);
+
+const EVENTS: [&str; 8] = [
+    "network.beforeRequestSent",
+    "network.responseStarted",
+    "network.responseCompleted",
+    "network.fetchError",
+    "browsingContext.contextCreated",
+    "browsingContext.load",
+    "browsingContext.domContentLoaded",
+    "log.entryAdded",
+];
+const CHROME_EVENTS: [&str; 6] = [
+    "goog:cdp.Network.responseReceivedExtraInfo",
+    "goog:cdp.Network.requestWillBeSent",
+    "goog:cdp.Network.responseReceived",
+    "goog:cdp.Network.loadingFinished",
+    "goog:cdp.Network.loadingFailed",
+    "goog:cdp.Inspector.targetCrashed",
+];
+
+/// In a world of its own, where the page's scripts have changed nothing.
+const VITALS: &str = r"new Promise(done => {
+  const navigation = performance.getEntriesByType('navigation')[0] || {};
+  const some = value => value > 0 ? value : null;
+  const vitals = {ttfb: some(navigation.responseStart), dcl: some(navigation.domContentLoadedEventEnd),
+                  load: some(navigation.loadEventEnd), fcp: null, lcp: null, cls: null};
+  for (const paint of performance.getEntriesByType('paint'))
+    if (paint.name === 'first-contentful-paint') vitals.fcp = paint.startTime;
+  const observe = (type, each) => {
+    if (!(PerformanceObserver.supportedEntryTypes || []).includes(type)) return false;
+    new PerformanceObserver(list => list.getEntries().forEach(each)).observe({type, buffered: true});
+    return true;
+  };
+  observe('largest-contentful-paint', entry => { vitals.lcp = entry.startTime; });
+  if (observe('layout-shift', entry => { if (!entry.hadRecentInput) vitals.cls += entry.value; })) vitals.cls = 0;
+  setTimeout(() => done(JSON.stringify(vitals)), 20);
+})";
+
+/// How the waiting for a page ended.
+enum End {
+    Loaded,
+    Failed(String),
+    Stopped(Failure),
+    Crashed,
+    Gone,
+}
+
+/// A user context with a window, in which nothing has been loaded yet.
+pub struct Prepared {
+    user_context: String,
+    context: String,
+}
+
+/// The page, and whether the browser can be used again.
+pub async fn load(
+    session: &mut Session,
+    prepared: Prepared,
+    request: &Request,
+    life: Duration,
+) -> (Result<Page, BrowserError>, bool) {
+    let Prepared { user_context, context } = prepared;
+    let page = visit(session, request, life, &context).await;
+    // A browser that cannot close a page is of no further use.
+    let removed = session.bidi.call("browser.removeUserContext", json!({"userContext": user_context}), ASK).await;
+    let healthy = removed.is_ok() && page.as_ref().is_ok_and(|(_, healthy)| *healthy);
+    (page.map(|(page, _)| page), healthy)
+}
+
+/// A user context of the page's own, with a window in it.
+pub async fn prepare(session: &mut Session, request: &Request) -> Result<Prepared, BidiError> {
+    while session.bidi.events.try_recv().is_ok() {}
+    let bidi = &session.bidi;
+    let no_proxy: &[&str] = if session.kind == Kind::Chrome { &["<-loopback>"] } else { &[] };
+    let wanted = json!({
+        "acceptInsecureCerts": !request.verify_tls,
+        "proxy": {"proxyType": "manual", "socksProxy": format!("127.0.0.1:{}", session.gate.port), "socksVersion": 5,
+                  "noProxy": no_proxy},
+    });
+    let made = bidi.call("browser.createUserContext", wanted, PROMPT).await?;
+    let user_context = made["userContext"].as_str().unwrap_or_default().to_owned();
+    let mut events: Vec<&str> = EVENTS.into();
+    if session.kind == Kind::Chrome {
+        events.extend(CHROME_EVENTS);
+    }
+    let headers: Vec<Value> = request
+        .headers
+        .iter()
+        .map(|(name, value)| json!({"name": name, "value": {"type": "string", "value": value}}))
+        .collect();
+    let contexts = json!([user_context]);
+    let subscribe = bidi.call("session.subscribe", json!({"events": events, "userContexts": contexts}), PROMPT);
+    let downloads = json!({"downloadBehavior": {"type": "denied"}, "userContexts": contexts});
+    let downloads = bidi.call("browser.setDownloadBehavior", downloads, PROMPT);
+    let extra = async {
+        if headers.is_empty() {
+            return Ok(Value::Null);
+        }
+        let wanted = json!({"headers": headers, "userContexts": contexts});
+        bidi.call("network.setExtraHeaders", wanted, PROMPT).await
+    };
+    tokio::try_join!(subscribe, downloads, extra)?;
+    // Firefox does not paint what is in a background tab.
+    let window =
+        json!({"type": if session.kind == Kind::Firefox { "window" } else { "tab" }, "userContext": user_context});
+    let made = bidi.call("browsingContext.create", window, PROMPT).await?;
+    let context = made["context"].as_str().unwrap_or_default().to_owned();
+    let view = json!({"context": context, "viewport": {"width": 1280, "height": 720}});
+    let view = bidi.call("browsingContext.setViewport", view, PROMPT);
+    let watch = async {
+        if session.kind == Kind::Chrome {
+            let own = bidi.call("goog:cdp.getSession", json!({"context": context}), PROMPT).await?;
+            let command = json!({"method": "Inspector.enable", "params": {}, "session": own["session"]});
+            bidi.call("goog:cdp.sendCommand", command, PROMPT).await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(view, watch)?;
+    Ok(Prepared { user_context, context })
+}
+
+async fn visit(
+    session: &mut Session,
+    request: &Request,
+    life: Duration,
+    context: &str,
+) -> Result<(Page, bool), BrowserError> {
+    let gate = std::sync::Arc::clone(&session.gate);
+    let admitted = gate.admit();
+    let mut collector = Collector::new(session.kind, context);
+    let began = gate::unix_ms();
+    let end = wait(session, request, life, context, &mut collector, &admitted.visit).await;
+    match &end {
+        End::Gone => {
+            return Err(BrowserError::Crashed(format!("{} died while it was loading the page", session.kind)));
+        }
+        End::Crashed => return Err(BrowserError::Crashed("The page's process crashed".into())),
+        _ => {}
+    }
+    // What ends from now on is ended by us.
+    collector.stop(gate::unix_ms());
+    let bidi = &session.bidi;
+    let mut healthy = true;
+    let answered = collector.entries.iter().any(|entry| entry.top && entry.exchange.status.is_some());
+    if matches!(end, End::Stopped(_)) && answered {
+        let stop = json!({"expression": "window.stop()", "target": {"context": context}, "awaitPromise": false});
+        healthy = bidi.call("script.evaluate", stop, ASK).await.is_ok();
+    }
+    // There may be an error page of the browser's own, whose times are nobody's.
+    let there = healthy && answered;
+    let vitals = if there && !matches!(end, End::Failed(_)) { vitals(bidi, context).await } else { Vitals::default() };
+    let screenshot = if there && request.screenshot_bytes > 0 { screenshot(bidi, context).await } else { None };
+    let loaded = collector.loaded() && matches!(end, End::Loaded);
+    let console = std::mem::take(&mut collector.console);
+    let (entries, left_out) = collector.finish(began);
+    let (stopped, navigation_error) = match end {
+        End::Stopped(failure) => (Some(failure), None),
+        End::Failed(reason) => (None, Some(reason)),
+        _ => (None, None),
+    };
+    let page = Page {
+        browser: session.name.clone(),
+        started_at_ms: began,
+        exchanges: with_records(entries, &admitted.visit.records()),
+        left_out,
+        loaded,
+        stopped,
+        navigation_error,
+        vitals,
+        console,
+        screenshot: screenshot.filter(|picture| picture.len() <= request.screenshot_bytes),
+    };
+    Ok((page, healthy))
+}
+
+/// Until the page is there, or will not be.
+async fn wait(
+    session: &mut Session,
+    request: &Request,
+    life: Duration,
+    context: &str,
+    collector: &mut Collector,
+    visit: &Visit,
+) -> End {
+    let deadline = Instant::now() + request.timeout.min(life);
+    let too_large = |reason: &str| End::Stopped(Failure { kind: FailureKind::TooLarge, reason: reason.into() });
+    let wanted = json!({"context": context, "url": request.url.as_str(), "wait": "none"});
+    // Not before the document is there does it answer; nobody waits for that.
+    let mut answer = session.bidi.send("browsingContext.navigate", wanted).await;
+    let (mut answered, mut failed) = (false, None);
+    let mut quiet_since = None;
+    loop {
+        let still = (collector.loaded() || failed.is_some()) && !collector.busy();
+        if !still {
+            quiet_since = None;
+        } else if quiet_since.get_or_insert_with(Instant::now).elapsed() >= QUIET {
+            return failed.map_or(End::Loaded, End::Failed);
+        }
+        tokio::select! {
+            event = session.bidi.events.recv() => match event {
+                Some(event) => {
+                    collector.event(&event);
+                    if collector.crashed {
+                        return End::Crashed;
+                    }
+                }
+                None => return End::Gone,
+            },
+            navigated = &mut answer, if !answered => {
+                answered = true;
+                match navigated {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(BidiError::Refused { message, .. })) => failed = Some(message),
+                    Ok(Err(_)) | Err(_) => return End::Gone,
+                }
+            }
+            () = session.keeper.ended() => return End::Gone,
+            () = tokio::time::sleep_until(deadline.min(Instant::now() + TICK)) => {}
+        }
+        if visit.is_over() {
+            return too_large(&format!("The page was stopped: it loads more than {} MiB", gate::PAGE_BYTES >> 20));
+        }
+        if collector.requests > REQUESTS {
+            return too_large(&format!("The page was stopped: it makes more than {REQUESTS} requests"));
+        }
+        if Instant::now() >= deadline {
+            let reason = format!("The page did not load within {} ms", request.timeout.min(life).as_millis());
+            return End::Stopped(Failure { kind: FailureKind::Timeout, reason });
+        }
+    }
+}
+
+async fn vitals(bidi: &Bidi, context: &str) -> Vitals {
+    let target = json!({"context": context, "sandbox": "scouter"});
+    let ask = json!({"expression": VITALS, "target": target, "awaitPromise": true});
+    let answer = bidi.call("script.evaluate", ask, ASK).await;
+    let text = answer.as_ref().ok().and_then(|answer| answer["result"]["value"].as_str()).unwrap_or_default();
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+async fn screenshot(bidi: &Bidi, context: &str) -> Option<Vec<u8>> {
+    let wanted = json!({"context": context, "origin": "viewport", "format": {"type": "image/png"}});
+    let taken = bidi.call("browsingContext.captureScreenshot", wanted, PROMPT).await.ok()?;
+    base64::engine::general_purpose::STANDARD.decode(taken["data"].as_str()?).ok()
+}
+
+/// The gate's part of each exchange: addresses, times of lookup and connection, causes of failure.
+fn with_records(entries: Vec<Entry>, records: &[Record]) -> Vec<Exchange> {
+    let mut used = vec![false; records.len()];
+    let mut by_connection = std::collections::HashMap::new();
+    let mut done = Vec::with_capacity(entries.len());
+    for mut entry in entries {
+        let same = |record: &Record| record.port == entry.port && record.host.eq_ignore_ascii_case(&entry.host);
+        let at = entry.connect_at.unwrap_or(entry.started);
+        let nearest = |wanted: &dyn Fn(usize, &Record) -> bool| {
+            let fitting = records.iter().enumerate().filter(|(place, record)| same(record) && wanted(*place, record));
+            fitting.min_by(|(_, a), (_, b)| (a.asked_ms - at).abs().total_cmp(&(b.asked_ms - at).abs()))
+        };
+        let mut cause = None;
+        let unanswered = entry.error.is_some() && entry.exchange.status.is_none();
+        // The two clocks are one, but a browser may round its marks.
+        let since = |record: &Record| record.asked_ms + CLOCK_MS >= entry.started;
+        let own = |place: usize, record: &Record| {
+            !used[place] && if unanswered { since(record) } else { record.cause.is_none() }
+        };
+        if (unanswered || entry.connect_at.is_some())
+            && let Some((place, record)) = nearest(&own)
+        {
+            used[place] = true;
+            let timings = &mut entry.exchange.timings;
+            (timings.dns, timings.connect) = (record.dns_ms, record.connect_ms);
+            entry.exchange.remote = record.address.map(|address| (address, record.port));
+            cause = record.cause.as_ref();
+            if let Some(id) = entry.connection {
+                by_connection.insert(id, place);
+            }
+        } else {
+            entry.exchange.timings.connect = None;
+            if entry.exchange.status.is_some() {
+                // Over a connection that there was already.
+                let known = entry.connection.and_then(|id| by_connection.get(&id)).map(|place| &records[*place]);
+                let record = known.or_else(|| nearest(&|_, record| record.connect_ms.is_some()).map(|(_, r)| r));
+                entry.exchange.remote = record.and_then(|record| Some((record.address?, record.port)));
+            }
+        }
+        entry.exchange.failure = entry.error.as_deref().map(|word| errors::failure(word, cause));
+        done.push(entry.exchange);
+    }
+    done
+}

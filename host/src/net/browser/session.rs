@@ -1,0 +1,217 @@
+//! One running browser: its driver, its session, its port of the gate.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use fantoccini::ClientBuilder;
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::{Map, Value, json};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Kind;
+use super::bidi::Bidi;
+use super::gate::{self, Gate};
+use super::keeper::Keeper;
+
+/// A browser that is not ready after this will not be.
+const START: Duration = Duration::from_secs(30);
+
+/// What must be installed for a kind of browser.
+pub struct Installed {
+    pub driver: PathBuf,
+    pub browser: PathBuf,
+}
+
+impl Installed {
+    /// Looks in the search path.
+    ///
+    /// # Errors
+    /// Names what is missing.
+    pub fn find(kind: Kind) -> Result<Self, String> {
+        let (driver, browsers): (_, &[_]) = match kind {
+            Kind::Chrome => ("chromedriver", &["chromium", "chromium-browser", "google-chrome", "chrome"]),
+            Kind::Firefox => ("geckodriver", &["firefox-esr", "firefox"]),
+        };
+        let missing = |what: &str| format!("{what} is not installed on this host (looked for in PATH)");
+        Ok(Self {
+            driver: in_path(driver).ok_or_else(|| missing(driver))?,
+            browser: browsers.iter().find_map(|name| in_path(name)).ok_or_else(|| missing(&browsers.join(" or ")))?,
+        })
+    }
+}
+
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| is_program(file))
+}
+
+fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+pub struct Session {
+    pub kind: Kind,
+    /// Name and version.
+    pub name: String,
+    pub bidi: Bidi,
+    pub gate: Arc<Gate>,
+    pub started: Instant,
+    pub used: Instant,
+    pub loads: u32,
+    /// The driver's standard output ends with it.
+    pub keeper: Keeper,
+    _dead_end: AbortOnDropHandle<()>,
+}
+
+impl Session {
+    /// # Errors
+    /// When the browser does not start.
+    pub async fn start(kind: Kind, installed: &Installed, gate: Arc<Gate>) -> anyhow::Result<Self> {
+        match tokio::time::timeout(START, Self::start_unbounded(kind, installed, gate)).await {
+            Ok(started) => started,
+            Err(_) => Err(anyhow!("{kind} does not start within {} s", START.as_secs())),
+        }
+    }
+
+    async fn start_unbounded(kind: Kind, installed: &Installed, gate: Arc<Gate>) -> anyhow::Result<Self> {
+        let (dead_end, refuse) = gate::dead_end().await?;
+        let driver = installed.driver.to_str().context("its path is not UTF-8")?;
+        let keeper = match kind {
+            Kind::Chrome => Keeper::start(&[driver, "--port=0"], chromedriver_listens).await?,
+            Kind::Firefox => Keeper::start(&[driver, "--port=0", "--websocket-port=0"], geckodriver_listens).await?,
+        };
+        let browser = installed.browser.to_str().context("its path is not UTF-8")?;
+        let capabilities = match kind {
+            Kind::Chrome => chrome(browser, keeper.folder(), dead_end.port()),
+            Kind::Firefox => firefox(browser, dead_end.port()),
+        };
+        // The session is ended by ending its processes; this client is only for its beginning.
+        let client = ClientBuilder::new(HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://127.0.0.1:{}", keeper.port))
+            .await?;
+        client.persist().await?;
+        let told = client.capabilities().context("the driver says nothing of the session")?;
+        let text = |name: &str| told.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let name = format!("{} {}", kind.title(), text("browserVersion"));
+        let url = text("webSocketUrl");
+        let bidi = Bidi::connect(&url).await.with_context(|| format!("no connection to {kind}"))?;
+        let now = Instant::now();
+        Ok(Self { kind, name, bidi, gate, started: now, used: now, loads: 0, keeper, _dead_end: refuse })
+    }
+
+    /// Does its connection stand, which falls with the browser, and is there somebody who will end it?
+    #[must_use]
+    pub fn is_alive(&mut self) -> bool {
+        !self.bidi.events.is_closed() && self.keeper.is_there()
+    }
+}
+
+fn chromedriver_listens(line: &str) -> Option<u16> {
+    let (_, rest) = line.split_once("started successfully on port ")?;
+    rest.trim_end_matches('.').parse().ok()
+}
+
+fn geckodriver_listens(line: &str) -> Option<u16> {
+    line.split_once("Listening on ")?.1.rsplit(':').next()?.trim().parse().ok()
+}
+
+/// What both are asked for. A dialogue of a page must not hold it up.
+fn common(browser: &str) -> Map<String, Value> {
+    let wanted = json!({
+        "browserName": browser,
+        "webSocketUrl": true,
+        "pageLoadStrategy": "none",
+        "unhandledPromptBehavior": {"default": "dismiss", "beforeUnload": "accept"},
+    });
+    wanted.as_object().cloned().unwrap_or_default()
+}
+
+/// What Chrome does on its own account (updates, suggestions, telemetry) leads to a port that refuses it; pages have
+/// the gate. `<-loopback>`: without it addresses of loopback and link-local are reached past any proxy.
+fn chrome(browser: &str, folder: &Path, dead_end: u16) -> Map<String, Value> {
+    let mut arguments: Vec<String> = [
+        "--headless",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--no-default-browser-check",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-domain-reliability",
+        "--disable-sync",
+        "--disable-extensions",
+        "--disable-dev-shm-usage",
+        "--mute-audio",
+        "--window-size=1280,720",
+        "--force-device-scale-factor=1",
+        "--proxy-bypass-list=<-loopback>",
+        "--webrtc-ip-handling-policy=disable_non_proxied_udp",
+        // A URL is loaded as it is written, not first with another scheme.
+        "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,OptimizationHints,MediaRouter,Translate",
+    ]
+    .map(String::from)
+    .into();
+    arguments.push(format!("--user-data-dir={}", folder.join("profile").display()));
+    arguments.push(format!("--proxy-server=socks5://127.0.0.1:{dead_end}"));
+    // Its sandbox needs a user that is not root; for root this program's own limits have to do.
+    if rustix::process::geteuid().is_root() {
+        arguments.push("--no-sandbox".into());
+    }
+    let mut wanted = common("chrome");
+    wanted.insert(
+        "goog:chromeOptions".into(),
+        json!({"binary": browser, "args": arguments, "prefs": {
+            // No connections ahead of time: they would take the phases away from the request that they are for.
+            "net": {"network_prediction_options": 2},
+            "webrtc": {"ip_handling_policy": "disable_non_proxied_udp"},
+            "search": {"suggest_enabled": false},
+            "safebrowsing": {"enabled": false},
+            "credentials_enable_service": false,
+        }}),
+    );
+    wanted
+}
+
+fn firefox(browser: &str, dead_end: u16) -> Map<String, Value> {
+    let mut wanted = common("firefox");
+    wanted.insert(
+        "moz:firefoxOptions".into(),
+        json!({"binary": browser, "args": ["-headless", "--width=1280", "--height=720"], "prefs": {
+            "network.proxy.type": 1,
+            "network.proxy.socks": "127.0.0.1",
+            "network.proxy.socks_port": dead_end,
+            "network.proxy.socks_version": 5,
+            "network.proxy.socks_remote_dns": true,
+            "network.proxy.socks5_remote_dns": true,
+            "network.proxy.no_proxies_on": "",
+            "network.proxy.allow_hijacking_localhost": true,
+            "network.proxy.failover_direct": false,
+            "network.proxy.allow_bypass": false,
+            "network.dns.disablePrefetch": true,
+            "network.dns.disablePrefetchFromHTTPS": true,
+            "network.prefetch-next": false,
+            "network.predictor.enabled": false,
+            "network.http.speculative-parallel-limit": 0,
+            "network.http.http3.enable": false,
+            "network.http.request.max-attempts": 1,
+            "network.trr.mode": 5,
+            "network.captive-portal-service.enabled": false,
+            "network.connectivity-service.enabled": false,
+            "dom.security.https_first": false,
+            "dom.security.https_only_mode": false,
+            "browser.safebrowsing.malware.enabled": false,
+            "browser.safebrowsing.phishing.enabled": false,
+            "media.peerconnection.enabled": false,
+            "toolkit.telemetry.enabled": false,
+            "app.update.enabled": false,
+            "app.normandy.enabled": false,
+            "services.settings.server": "http://127.0.0.1:9/",
+            "browser.tabs.unloadOnLowMemory": false,
+        }}),
+    );
+    wanted
+}

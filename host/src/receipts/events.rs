@@ -1,0 +1,153 @@
+//! What watchers of a receipt are told: each test's newest partial result, each finished test, and in the end all of it.
+//!
+//! Watchers have no queues. Everything that happens has a number; a watcher asks for what is newer than the last number
+//! it was told, and of a test's partial results gets the newest only. So one that is slow, late, or comes back misses
+//! nothing that still matters, and ten thousand of them hold no more than one does.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::{Receipt, lock};
+
+/// Something that happened, as watchers are told it. The JSON is put together from parts that all watchers share.
+#[derive(Debug, Clone)]
+pub struct Event {
+    pub number: u64,
+    pub kind: &'static str,
+    pub data: Vec<Bytes>,
+}
+
+/// One test's newest news.
+#[derive(Debug, Default, Clone)]
+pub(super) struct News {
+    number: u64,
+    /// `{"type":…,"index":…,` and the name of what follows.
+    head: Bytes,
+    json: Bytes,
+    finished: bool,
+}
+
+impl Receipt {
+    /// A test's result so far.
+    pub fn partial(&self, index: usize, json: &RawValue) {
+        self.tell(index, json, false);
+    }
+
+    pub(super) fn tell(&self, index: usize, json: &RawValue, finished: bool) {
+        let mut news = lock(&self.news);
+        let Some(slot) = news.get_mut(index) else { return };
+        // A partial result that comes late has nothing to say.
+        if slot.finished {
+            return;
+        }
+        let number = self.happened.fetch_add(1, Ordering::Relaxed) + 1;
+        let (name, place) = self.place_of(index);
+        let field = if finished { "test" } else { "result" };
+        let head = format!("{{\"type\":{},\"index\":{place},\"{field}\":", json!(name));
+        // Between values a line may end; in an event it must not.
+        let json = json.get().replace(['\r', '\n'], " ");
+        *slot = News { number, head: head.into(), json: json.into(), finished };
+        drop(news);
+        self.newest.send_replace(number);
+    }
+
+    /// There is one more thing to tell: that it is over.
+    pub(super) fn tell_end(&self) {
+        self.newest.send_replace(self.happened.load(Ordering::Relaxed) + 1);
+    }
+
+    /// The type of a test, and its place among those of its type.
+    fn place_of(&self, index: usize) -> (&str, usize) {
+        let mut before = 0;
+        for (name, count) in &self.types {
+            if index < before + count {
+                return (name, index - before);
+            }
+            before += count;
+        }
+        ("", 0)
+    }
+
+    /// What has happened since this number, in order; and whether that is the end.
+    #[must_use]
+    pub fn since(&self, number: u64) -> (Vec<Event>, bool) {
+        let done = !self.is_running();
+        let news = lock(&self.news).clone();
+        let newer = news.into_iter().filter(|news| news.number > number);
+        let mut events: Vec<Event> = newer
+            .map(|news| Event {
+                number: news.number,
+                kind: if news.finished { "test" } else { "partial" },
+                data: vec![news.head, news.json, Bytes::from_static(b"}")],
+            })
+            .collect();
+        events.sort_by_key(|event| event.number);
+        if done {
+            let number = self.happened.load(Ordering::Relaxed) + 1;
+            let body = self.done.get_or_init(|| self.body().into()).clone();
+            events.push(Event { number, kind: "done", data: vec![body] });
+        }
+        (events, done)
+    }
+
+    /// Waits until something happens after this number, or the receipt is forgotten: then it is false.
+    pub async fn happens_after(&self, number: u64) -> bool {
+        let mut newest = self.newest.subscribe();
+        tokio::select! {
+            happened = newest.wait_for(|newest| *newest > number) => happened.is_ok(),
+            () = self.cancel.cancelled() => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::{Budget, Receipts};
+    use super::*;
+    use crate::plan::{Action, Plan, PlannedTest};
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.into()).expect("JSON")
+    }
+
+    fn told(receipt: &Receipt, since: u64) -> Vec<(u64, &'static str, String)> {
+        let text = |event: Event| String::from_utf8(event.data.concat()).expect("UTF-8");
+        receipt.since(since).0.into_iter().map(|event| (event.number, event.kind, text(event))).collect()
+    }
+
+    #[test]
+    fn late_and_slow_watchers_are_told_what_still_matters() {
+        let budget =
+            Budget { lifetime: Duration::from_mins(1), receipts: 10, receipt_bytes: 1000, total_bytes: 10_000 };
+        let receipts = Arc::new(Receipts::new(budget));
+        let test =
+            |type_index| PlannedTest { type_index, id: json!("x"), action: Action::Refuse { message: String::new() } };
+        let plan = Plan { types: vec![("a".into(), 1), ("b".into(), 2)], tests: vec![test(0), test(1), test(1)] };
+        let receipt = receipts.open(&plan);
+        assert_eq!(told(&receipt, 0), []);
+        receipt.partial(2, &raw("{\"n\":\n1}"));
+        receipt.partial(2, &raw("{\"n\":2}"));
+        receipt.partial(0, &raw("3"));
+        let partial = |n, text: &str| (n, "partial", text.to_owned());
+        let newest = partial(2, r#"{"type":"b","index":1,"result":{"n":2}}"#);
+        assert_eq!(told(&receipt, 0), [newest, partial(3, r#"{"type":"a","index":0,"result":3}"#)]);
+        assert_eq!(told(&receipt, 2).len(), 1);
+        receipts.record(&receipt, 2, raw("{\"m\": 5}"), |_| raw("null"));
+        receipt.partial(2, &raw("6"));
+        let test = (4, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
+        assert_eq!(told(&receipt, 3), [test]);
+        receipts.record(&receipt, 0, raw("1"), |_| raw("null"));
+        receipts.record(&receipt, 1, raw("1"), |_| raw("null"));
+        let all = told(&receipt, 3);
+        let kinds: Vec<_> = all.iter().map(|(_, kind, _)| *kind).collect();
+        assert_eq!(kinds, ["test", "test", "test", "done"]);
+        assert_eq!(all[3].2, receipt.body());
+        assert_eq!(told(&receipt, all[2].0).len(), 1, "whoever saw all tests still gets the end");
+    }
+}

@@ -1,0 +1,358 @@
+//! Pages that attack, and browsers that die (threats 53, 54): nothing closed is reached, nothing is left running.
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use super::number;
+use super::pages::{DRIVERS, load, ports, server};
+use super::ping::nobody;
+use super::policy::{rebinding, watch_loopback};
+use crate::support::lab::Lab;
+use crate::support::server::{Server, children};
+use crate::support::site::{Reply, Site, response};
+use crate::support::{scouter, until};
+use crate::trials;
+
+pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
+    trials!("lab::browser", lab =>
+        a_page_that_attacks_reaches_nothing_that_is_closed,
+        a_rebinding_name_is_looked_up_once,
+        pages_know_nothing_of_each_other,
+        whatever_dies_the_test_says_so_and_the_next_one_works,
+        a_server_that_is_killed_leaves_nothing_behind,
+        four_at_once_and_no_more_than_there_are_ports,
+        browsers_that_nobody_uses_are_stopped,
+        a_host_without_a_browser_says_what_is_missing,
+        without_root_chrome_keeps_its_sandbox,
+    )
+}
+
+/// Everything below a process: numbers and command lines.
+fn below(pid: &str) -> Vec<(String, String)> {
+    let mut all = vec![];
+    for child in children(pid.parse().expect("a number")) {
+        let line = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        all.push((child.clone(), String::from_utf8_lossy(&line).replace('\0', " ")));
+        all.extend(below(&child));
+    }
+    all
+}
+
+fn tree(server: &Server) -> Vec<(String, String)> {
+    below(&server.pid().to_string())
+}
+
+fn exists(pid: &str) -> bool {
+    std::path::Path::new("/proc").join(pid).exists()
+}
+
+/// Folders of browsers, by anyone.
+fn folders() -> Vec<String> {
+    let all = std::fs::read_dir(std::env::temp_dir()).expect("a folder").flatten();
+    all.filter_map(|e| e.file_name().into_string().ok()).filter(|name| name.starts_with("scouter-browser-")).collect()
+}
+
+/// The page's own ways to places that are closed to it, and what it may reach.
+fn attack(port: u16, api: u16, udp: u16) -> String {
+    let places = [
+        format!("http://127.0.0.1:{port}/"),
+        format!("http://localhost:{port}/"),
+        format!("http://[::1]:{port}/"),
+        format!("http://127.1:{port}/"),
+        format!("http://0.0.0.0:{port}/"),
+        format!("http://10.77.0.1:{port}/"),
+        format!("http://[fd77::1]:{port}/"),
+        format!("http://loopback.lab.test:{port}/"),
+        format!("http://anything.localhost:{port}/"),
+        format!("http://127.0.0.1:{api}/api/v1.0/status"),
+        "http://169.254.169.254/latest/meta-data/".into(),
+        "http://metadata.lab.test/latest/".into(),
+        "file:///etc/passwd".into(),
+        "chrome://version".into(),
+        "about:config".into(),
+        "view-source:file:///etc/passwd".into(),
+    ];
+    let list = serde_json::to_string(&places).expect("JSON");
+    format!(
+        "<!doctype html><body><script>
+const places = {list};
+for (const place of places) {{
+  fetch(place, {{mode: 'no-cors'}}).then(() => fetch('/reached?' + encodeURIComponent(place)), () => {{}});
+  for (const kind of ['img', 'script', 'iframe', 'embed']) {{
+    const element = document.createElement(kind);
+    try {{ element.src = place; document.body.append(element); }} catch (error) {{}}
+  }}
+  try {{ new WebSocket(place.replace('http', 'ws')); }} catch (error) {{}}
+  try {{ navigator.sendBeacon(place, 'x'); }} catch (error) {{}}
+  try {{ open(place); }} catch (error) {{}}
+  for (const rel of ['preconnect', 'dns-prefetch', 'prefetch', 'stylesheet']) {{
+    const link = document.createElement('link');
+    link.rel = rel; link.href = place; document.head.append(link);
+  }}
+}}
+try {{
+  const peer = new RTCPeerConnection({{iceServers: [{{urls: 'stun:10.77.0.8:{udp}'}}, {{urls: 'stun:127.0.0.1:{udp}'}}]}});
+  peer.createDataChannel('x');
+  peer.createOffer().then(offer => peer.setLocalDescription(offer));
+}} catch (error) {{}}
+</script><img src=/fine>"
+    )
+}
+
+fn a_page_that_attacks_reaches_nothing_that_is_closed(lab: &Lab) {
+    let (port, count) = watch_loopback(lab);
+    let server = lab.server(&[("SCOUTER_BROWSER_PORTS", &ports()), ("SCOUTER_TARGETS_DENY", "10.77.0.1,fd77::1")]);
+    // STUN, to the target and to this host itself: neither may see a packet.
+    let target = lab.target.inside(|| UdpSocket::bind("10.77.0.8:0").expect("bound"));
+    let udp = target.local_addr().expect("an address").port();
+    let own = lab.probe.inside(|| UdpSocket::bind(("127.0.0.1", udp)).expect("bound"));
+    let html = attack(port, server.address.port(), udp);
+    let site = Site::new(lab, move |path| match path {
+        "/" => Reply::Html(html.clone()),
+        _ => response("200 OK", "Content-Length: 0\r\n", ""),
+    });
+    let before = number(&server.get("/api/v1.0/status").body["total_requests"]);
+    for driver in DRIVERS {
+        let test = load(&server, json!({"url": site.url("/"), "driver": driver, "timeout_ms": 6000}));
+        assert_eq!(test["result"]["parent"]["status"], json!(200), "{driver}: {test}");
+        let reached = site.paths().into_iter().filter(|path| path.starts_with("/reached")).collect::<Vec<_>>();
+        assert!(reached.is_empty(), "{driver}: {reached:?}");
+        assert!(site.paths().contains(&"/fine".to_owned()), "{driver}: what is open is reached");
+        assert_eq!(count.load(Ordering::Relaxed), 0, "{driver}: connections to this host");
+        for socket in [&target, &own] {
+            socket.set_nonblocking(true).expect("set");
+            assert!(socket.recv(&mut [0; 64]).is_err(), "{driver}: a packet past the gate");
+        }
+    }
+    let after = number(&server.get("/api/v1.0/status").body["total_requests"]);
+    assert!((after - before - 3.0).abs() < 0.1, "the API got no request but ours: {before} {after}");
+    // Everything that was tried is in the gate's log, refused.
+    let log = server.log();
+    let through: Vec<&str> =
+        log.lines().filter(|line| line.contains(" gate ") && line.contains("cause=None")).collect();
+    assert!(!through.is_empty() && through.iter().all(|line| line.contains("10.77.0.8")), "{through:?}");
+    assert!(log.lines().any(|line| line.contains(" gate ") && line.contains("127.0.0.1") && line.contains("Denied")));
+    assert!(
+        log.lines().any(|line| line.contains(" gate ") && line.contains("169.254.169.254") && line.contains("Denied"))
+    );
+}
+
+fn a_rebinding_name_is_looked_up_once(lab: &Lab) {
+    let (port, count) = watch_loopback(lab);
+    let (server, asked) = rebinding(lab, "10.77.0.7", &[("SCOUTER_BROWSER_PORTS", &ports())]);
+    let mut loaded = 0;
+    for round in 0..20 {
+        let driver = DRIVERS[round % 2];
+        let url = format!("http://rebind.example:{}/page/index.html", if round % 4 < 2 { 80 } else { port });
+        let test = server.test("browser_request", &json!({"url": url, "driver": driver, "timeout_ms": 5000}));
+        loaded += usize::from(test["failed"] == json!(false));
+        assert_eq!(count.load(Ordering::Relaxed), 0, "round {round}: {test}");
+    }
+    assert!(loaded > 0 && asked.load(Ordering::Relaxed) > 20, "{loaded} pages");
+}
+
+fn pages_know_nothing_of_each_other(lab: &Lab) {
+    let server = server(lab, &[]);
+    let site = Site::new(lab, |path| match path {
+        "/set" => response(
+            "200 OK",
+            "Content-Type: text/html\r\nSet-Cookie: a=1; Max-Age=9999\r\nCache-Control: max-age=9999\r\n",
+            "<script>localStorage.a = 1; console.log('store ' + localStorage.length)</script>",
+        ),
+        "/see" => Reply::Html(
+            "<script>console.log('store ' + localStorage.length + ' cookie ' + document.cookie)</script>".into(),
+        ),
+        _ => response("404 Not Found", "Content-Length: 0\r\n", ""),
+    });
+    for driver in DRIVERS {
+        for _ in 0..2 {
+            let set = load(&server, json!({"url": site.url("/set"), "driver": driver}));
+            assert_eq!(set["result"]["parent"]["headers"]["set-cookie"], json!("a=1; Max-Age=9999"), "{driver}: {set}");
+            let see = load(&server, json!({"url": site.url("/see"), "driver": driver}));
+            assert_eq!(see["result"]["console"][0]["text"], json!("store 0 cookie "), "{driver}: {see}");
+        }
+    }
+    let heads = site.heads.lock().unwrap().clone();
+    let of_pages = heads.iter().filter(|head| head.starts_with("GET /set ") || head.starts_with("GET /see "));
+    assert!(!of_pages.clone().any(|head| head.to_lowercase().contains("cookie:")), "{heads:?}");
+    assert_eq!(site.paths().iter().filter(|path| *path == "/set").count(), 4, "nothing comes from a cache");
+    let status = server.get("/api/v1.0/status").body;
+    let loads: Vec<_> = status["browsers"].as_array().expect("browsers").iter().map(|b| b["loads"].clone()).collect();
+    assert_eq!(loads, [json!(4), json!(4)], "one warm browser of each kind did it: {status}");
+}
+
+/// Which process of a running browser is meant.
+fn victim(server: &Server, driver: &str, what: &str) -> Option<String> {
+    let tree = tree(server);
+    let found = tree.iter().find(|(_, line)| {
+        let chrome = driver == "chrome";
+        let content = if chrome { line.contains("--type=") } else { line.contains("-contentproc") };
+        let own_driver = if chrome { "chromedriver" } else { "geckodriver" };
+        match what {
+            "keeper" => line.contains(" keep ") && line.contains(own_driver),
+            "driver" => !line.contains(" keep ") && line.contains(own_driver),
+            "browser" => {
+                !content
+                    && line.contains(if chrome { "/chromium " } else { "/firefox-esr " })
+                    && line.contains("--remote-debugging-port")
+            }
+            _ if chrome => line.contains("--type=renderer"),
+            _ => content && line.contains(" tab"),
+        }
+    });
+    found.map(|(pid, _)| pid.clone())
+}
+
+fn whatever_dies_the_test_says_so_and_the_next_one_works(lab: &Lab) {
+    let warm = server(lab, &[]);
+    let site = Site::new(lab, |path| match path {
+        "/hangs" => Reply::Html("<p>one <img src=/silent>".into()),
+        "/silent" => Reply::Silence,
+        _ => Reply::Html("<p>fine".into()),
+    });
+    for driver in DRIVERS {
+        let ways =
+            ["keeper", "driver", "browser", "renderer"].map(|what| (what, "-9", vec!["cold", "loading", "warm"]));
+        // Stopped, and never to go on.
+        let stops = ["keeper", "driver", "browser"].map(|what| (what, "-STOP", vec!["loading"]));
+        for (what, signal, phases) in ways.into_iter().chain(stops) {
+            for phase in phases {
+                let fresh = (phase == "cold").then(|| self::server(lab, &[]));
+                let server = fresh.as_ref().unwrap_or(&warm);
+                let options = json!({"url": site.url("/hangs"), "driver": driver, "timeout_ms": 4000});
+                if phase == "warm" {
+                    let page = load(server, json!({"url": site.url("/"), "driver": driver}));
+                    assert_eq!(page["failed"], json!(false), "{driver} {what}: {page}");
+                }
+                let hangs = |heads: &Site| heads.paths().iter().filter(|path| *path == "/silent").count();
+                let before = hangs(&site);
+                std::thread::scope(|scope| {
+                    let test = (phase != "warm").then(|| scope.spawn(|| server.test("browser_request", &options)));
+                    let end = Instant::now() + Duration::from_secs(8);
+                    // Cold: as soon as it is there. Loading: when the page waits for its picture. Warm: while idle.
+                    let mut killed = false;
+                    while !killed && Instant::now() < end {
+                        let ready = phase != "loading" || hangs(&site) > before;
+                        if ready && let Some(pid) = victim(server, driver, what) {
+                            killed =
+                                Command::new("kill").args([signal, &pid]).status().is_ok_and(|status| status.success());
+                        }
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    assert!(killed, "{driver} {what} {phase}: there is none");
+                    if let Some(test) = test {
+                        let test = test.join().expect("answered");
+                        // A renderer that is not the page's own, or not yet, can be done without; then the page's time is up.
+                        let late = what == "renderer" || signal == "-STOP";
+                        let spared = late && test["result"]["parent"]["status"] == json!(200);
+                        assert_eq!(test["failed"], json!(true), "{driver} {what} {phase}: {test}");
+                        assert!(test["message"].is_string() || spared, "{driver} {what} {phase}: {test}");
+                    }
+                });
+                let next = server
+                    .test("browser_request", &json!({"url": site.url("/"), "driver": driver, "timeout_ms": 8000}));
+                assert_eq!(next["failed"], json!(false), "after {driver} {what} {phase}: {next}");
+            }
+        }
+    }
+    let all = tree(&warm);
+    let leftovers =
+        || folders().into_iter().filter(|name| all.iter().any(|(_, line)| line.contains(name.as_str()))).count();
+    assert!(leftovers() <= 2, "one for each warm browser");
+    drop(warm);
+    until("nothing of it is left", || all.iter().all(|(pid, _)| !exists(pid)));
+    until("nor its folders", || leftovers() == 0);
+}
+
+fn a_server_that_is_killed_leaves_nothing_behind(lab: &Lab) {
+    let site =
+        Site::new(lab, |path| if path == "/silent" { Reply::Silence } else { Reply::Html("<img src=/silent>".into()) });
+    for (round, signal) in
+        [nix::sys::signal::SIGKILL, nix::sys::signal::SIGTERM].into_iter().cycle().take(6).enumerate()
+    {
+        let mut server = server(lab, &[]);
+        let payload = json!({"browser_request": [
+            {"url": site.url("/"), "driver": "chrome"}, {"url": site.url("/"), "driver": "firefox"}]});
+        server.request("POST", "/api/v1.0/tests", Some(&payload.to_string()));
+        // At another phase each time.
+        std::thread::sleep(Duration::from_millis(100 + 500 * round as u64));
+        let all = tree(&server);
+        server.signal(signal);
+        server.signal(signal);
+        server.wait();
+        until("nothing of it is left", || all.iter().all(|(pid, _)| !exists(pid)));
+        let own = |name: &String| all.iter().any(|(_, line)| line.contains(name.as_str()));
+        until("nor its folders", || !folders().iter().any(own));
+    }
+}
+
+fn four_at_once_and_no_more_than_there_are_ports(lab: &Lab) {
+    let first = ports();
+    let range = first.split_once('-').map(|(first, _)| first.parse::<u16>().expect("a port")).expect("a range");
+    let server = lab.server(&[("BUP_PROXY_PORT_RANGE", &format!("{range}-{}", range + 1))]);
+    let tests: Vec<Value> = (0..4)
+        .map(|n| json!({"id": n, "url": format!("http://www.lab.test/page/index.html?{n}"), "driver": DRIVERS[n % 2]}))
+        .collect();
+    let (results, most) = std::thread::scope(|scope| {
+        let run = scope.spawn(|| server.run(&json!({"browser_request": tests})));
+        let mut most = 0;
+        while !run.is_finished() {
+            let browsers = server.get("/api/v1.0/status").body["browsers"].as_array().map_or(0, Vec::len);
+            most = most.max(browsers);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        (run.join().expect("answered"), most)
+    });
+    for (n, test) in results["browser_request"].as_array().expect("results").iter().enumerate() {
+        assert_eq!((&test["failed"], &test["id"]), (&json!(false), &json!(n)), "{test}");
+        let url = test["result"]["parent"]["url"].as_str().expect("a URL");
+        assert!(url.ends_with(&format!("?{n}")), "{test}");
+    }
+    assert_eq!(most, 2, "two ports, two browsers");
+}
+
+fn browsers_that_nobody_uses_are_stopped(lab: &Lab) {
+    let server = server(lab, &[("SCOUTER_BROWSER_IDLE", "1")]);
+    for driver in DRIVERS {
+        load(&server, json!({"url": "http://www.lab.test/page/index.html", "driver": driver}));
+    }
+    assert!(!tree(&server).is_empty());
+    until("they are stopped", || tree(&server).is_empty());
+    assert_eq!(server.get("/api/v1.0/status").body["browsers"], json!([]));
+    let (rss, _) = server.weight();
+    // The promise (80 MiB) is for an optimised program; bench/ holds it to that.
+    assert!(rss < 200 << 10, "{rss} kB");
+}
+
+fn a_host_without_a_browser_says_what_is_missing(lab: &Lab) {
+    let mut command = lab.probe.command("env");
+    command.args(["PATH=/nonexistent", scouter()]);
+    let server = lab.server_by(command, &[]);
+    for (driver, missing) in [("chrome", "chromedriver"), ("firefox", "geckodriver")] {
+        let test = server.test("browser_request", &json!({"url": "www.lab.test", "driver": driver}));
+        let message = test["message"].as_str().expect("a message");
+        assert!(message.contains(&format!("{missing} is not installed on this host")), "{test}");
+    }
+    let test = server.test("http_request", &json!({"url": "http://www.lab.test/"}));
+    assert_eq!(test["failed"], json!(false), "everything else works: {test}");
+}
+
+fn without_root_chrome_keeps_its_sandbox(lab: &Lab) {
+    let server = lab.server_by(
+        nobody(&lab.probe),
+        &[("SCOUTER_CACHE_DIR", "/nonexistent/scouter"), ("SCOUTER_BROWSER_PORTS", &ports())],
+    );
+    let test = load(&server, json!({"url": "http://www.lab.test/page/index.html"}));
+    assert_eq!(test["failed"], json!(false), "{test}");
+    let tree = tree(&server);
+    assert!(!tree.iter().any(|(_, line)| line.contains("--no-sandbox")), "{tree:?}");
+    let renderer = tree.iter().find(|(_, line)| line.contains("--type=renderer")).expect("a renderer");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", renderer.0)).expect("its status");
+    assert!(status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])), "{status}");
+}
