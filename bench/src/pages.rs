@@ -88,6 +88,8 @@ pub fn pages(lab: &Lab) {
     };
     go(&session);
     for _ in 0..ROUNDS {
+        // The browser makes itself ready for its next page meanwhile.
+        std::thread::sleep(Duration::from_millis(500));
         navigate.push(go(&session));
         warm.push(load(&server, PAGE).0);
     }

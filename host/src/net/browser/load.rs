@@ -10,7 +10,7 @@ use super::bidi::{Bidi, BidiError};
 use super::collector::{Collector, Entry, REQUESTS};
 use super::gate::{self, Record, Visit};
 use super::session::Session;
-use super::{BrowserError, Exchange, Failure, FailureKind, Kind, Page, Request, Vitals, errors};
+use super::{BrowserError, Exchange, Failure, FailureKind, Header, Kind, Page, Request, Vitals, errors};
 
 /// Commands that any browser answers at once, on a busy machine too.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ const VITALS: &str = r"new Promise(done => {
   };
   observe('largest-contentful-paint', entry => { vitals.lcp = entry.startTime; });
   if (observe('layout-shift', entry => { if (!entry.hadRecentInput) vitals.cls += entry.value; })) vitals.cls = 0;
-  setTimeout(() => done(JSON.stringify(vitals)), 20);
+  setTimeout(() => done(JSON.stringify(vitals)), 5);
 })";
 
 /// How the waiting for a page ended.
@@ -73,30 +73,59 @@ enum End {
 pub struct Prepared {
     user_context: String,
     context: String,
+    verify_tls: bool,
 }
 
-/// The page, and whether the browser can be used again.
+/// Loads the page. The other value is whether the browser still answers.
 pub async fn load(
     session: &mut Session,
-    prepared: Prepared,
+    prepared: &Prepared,
     request: &Request,
     life: Duration,
 ) -> (Result<Page, BrowserError>, bool) {
-    let Prepared { user_context, context } = prepared;
-    let page = visit(session, request, life, &context).await;
-    // A browser that cannot close a page is of no further use.
-    let removed = session.bidi.call("browser.removeUserContext", json!({"userContext": user_context}), ASK).await;
-    let healthy = removed.is_ok() && page.as_ref().is_ok_and(|(_, healthy)| *healthy);
+    let page = visit(session, request, life, &prepared.context).await;
+    let healthy = page.as_ref().is_ok_and(|(_, healthy)| *healthy);
     (page.map(|(page, _)| page), healthy)
 }
 
-/// A user context of the page's own, with a window in it.
-pub async fn prepare(session: &mut Session, request: &Request) -> Result<Prepared, BidiError> {
+/// Forgets all that a page has left, and makes ready for the next one. False: the browser is of no further use.
+pub async fn renew(session: &mut Session, used: &Prepared) -> bool {
+    let gone = json!({"userContext": used.user_context});
+    if session.bidi.call("browser.removeUserContext", gone, ASK).await.is_err() {
+        return false;
+    }
+    session.spare = prepare(session, true).await.ok();
+    session.spare.is_some()
+}
+
+/// A user context for this request: the one that is ready, or another one.
+pub async fn ready(session: &mut Session, request: &Request) -> Result<Prepared, BidiError> {
     while session.bidi.events.try_recv().is_ok() {}
+    let prepared = match session.spare.take() {
+        Some(spare) if spare.verify_tls == request.verify_tls => spare,
+        other => {
+            if let Some(spare) = other {
+                let gone = json!({"userContext": spare.user_context});
+                session.bidi.call("browser.removeUserContext", gone, ASK).await?;
+            }
+            prepare(session, request.verify_tls).await?
+        }
+    };
+    if !request.headers.is_empty() {
+        let header = |(name, value): &Header| json!({"name": name, "value": {"type": "string", "value": value}});
+        let headers: Vec<Value> = request.headers.iter().map(header).collect();
+        let wanted = json!({"headers": headers, "userContexts": [prepared.user_context]});
+        session.bidi.call("network.setExtraHeaders", wanted, PROMPT).await?;
+    }
+    Ok(prepared)
+}
+
+/// A user context of the page's own, with a window in it.
+async fn prepare(session: &Session, verify_tls: bool) -> Result<Prepared, BidiError> {
     let bidi = &session.bidi;
     let no_proxy: &[&str] = if session.kind == Kind::Chrome { &["<-loopback>"] } else { &[] };
     let wanted = json!({
-        "acceptInsecureCerts": !request.verify_tls,
+        "acceptInsecureCerts": !verify_tls,
         "proxy": {"proxyType": "manual", "socksProxy": format!("127.0.0.1:{}", session.gate.port), "socksVersion": 5,
                   "noProxy": no_proxy},
     });
@@ -106,23 +135,11 @@ pub async fn prepare(session: &mut Session, request: &Request) -> Result<Prepare
     if session.kind == Kind::Chrome {
         events.extend(CHROME_EVENTS);
     }
-    let headers: Vec<Value> = request
-        .headers
-        .iter()
-        .map(|(name, value)| json!({"name": name, "value": {"type": "string", "value": value}}))
-        .collect();
     let contexts = json!([user_context]);
     let subscribe = bidi.call("session.subscribe", json!({"events": events, "userContexts": contexts}), PROMPT);
     let downloads = json!({"downloadBehavior": {"type": "denied"}, "userContexts": contexts});
     let downloads = bidi.call("browser.setDownloadBehavior", downloads, PROMPT);
-    let extra = async {
-        if headers.is_empty() {
-            return Ok(Value::Null);
-        }
-        let wanted = json!({"headers": headers, "userContexts": contexts});
-        bidi.call("network.setExtraHeaders", wanted, PROMPT).await
-    };
-    tokio::try_join!(subscribe, downloads, extra)?;
+    tokio::try_join!(subscribe, downloads)?;
     // Firefox does not paint what is in a background tab.
     let window =
         json!({"type": if session.kind == Kind::Firefox { "window" } else { "tab" }, "userContext": user_context});
@@ -139,7 +156,7 @@ pub async fn prepare(session: &mut Session, request: &Request) -> Result<Prepare
         Ok(())
     };
     tokio::try_join!(view, watch)?;
-    Ok(Prepared { user_context, context })
+    Ok(Prepared { user_context, context, verify_tls })
 }
 
 async fn visit(

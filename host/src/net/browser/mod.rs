@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::resolver::Resolver;
 use crate::policy::Policy;
@@ -34,6 +34,8 @@ const LOADS: u32 = 50;
 const LOOK: Duration = Duration::from_secs(1);
 /// A port that is being closed is closed after this.
 const CLOSING: Duration = Duration::from_secs(5);
+/// Who needs a browser waits so long for one that is being made ready.
+const RENEWING: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -201,10 +203,16 @@ pub struct Browsers {
     config: Config,
     resolver: Arc<Resolver>,
     policy: Arc<Policy>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     state: Arc<Mutex<State>>,
-    /// A port has become free.
+    /// A port has become free, or a browser ready.
     freed: Arc<Notify>,
+}
+
+enum Pick {
+    Warm(Box<Session>),
+    Wait,
+    New { instead: Option<Box<Session>> },
 }
 
 #[derive(Default)]
@@ -212,6 +220,8 @@ struct State {
     free: Vec<u16>,
     idle: Vec<Session>,
     busy: Vec<Status>,
+    /// Browsers that are being made ready for their next page.
+    renewing: Vec<Kind>,
     looked_after: bool,
     ended: bool,
 }
@@ -227,6 +237,26 @@ impl Drop for Port {
     fn drop(&mut self) {
         if let Some(state) = self.state.upgrade() {
             lock(&state).free.push(self.number);
+            self.freed.notify_waiters();
+        }
+    }
+}
+
+/// Counted as renewing while it is held.
+struct Renewing {
+    kind: Kind,
+    state: Weak<Mutex<State>>,
+    freed: Arc<Notify>,
+}
+
+impl Drop for Renewing {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.upgrade() {
+            let mut state = lock(&state);
+            if let Some(place) = state.renewing.iter().position(|kind| *kind == self.kind) {
+                state.renewing.swap_remove(place);
+            }
+            drop(state);
             self.freed.notify_waiters();
         }
     }
@@ -250,7 +280,7 @@ impl Browsers {
     #[must_use]
     pub fn new(config: Config, resolver: Arc<Resolver>, policy: Arc<Policy>) -> Self {
         let free: Vec<u16> = config.ports.clone().rev().collect();
-        let permits = Semaphore::new(free.len());
+        let permits = Arc::new(Semaphore::new(free.len()));
         let state = Arc::new(Mutex::new(State { free, ..State::default() }));
         Self { config, resolver, policy, permits, state, freed: Arc::default() }
     }
@@ -275,53 +305,90 @@ impl Browsers {
     pub async fn load(&self, request: &Request) -> Result<Page, BrowserError> {
         let installed = Installed::find(request.kind).map_err(BrowserError::Unavailable)?;
         let stopping = || BrowserError::Unavailable("this server is stopping".into());
-        let _permit = self.permits.acquire().await.map_err(|_| stopping())?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| stopping())?;
         let mut session = self.take(request.kind, &installed).await?;
-        let mut prepared = load::prepare(&mut session, request).await;
+        let mut prepared = load::ready(&mut session, request).await;
         if prepared.is_err() && session.loads > 0 {
             // It has died since its last page. Nobody was asked for this one yet.
             session.keeper.end().await;
             session = self.start(request.kind, &installed).await?;
-            prepared = load::prepare(&mut session, request).await;
+            prepared = load::ready(&mut session, request).await;
         }
-        let prepared = prepared.map_err(|error| {
-            BrowserError::Unavailable(format!("{} does not work on this host: {error}", request.kind))
-        })?;
+        let failed = |error| BrowserError::Unavailable(format!("{} does not work on this host: {error}", request.kind));
+        let prepared = prepared.map_err(failed)?;
         let busy = Busy { port: session.gate.port, state: Arc::downgrade(&self.state) };
         lock(&self.state).busy.push(told(&session, "busy"));
         let left = self.config.ttl.saturating_sub(session.started.elapsed());
-        let (page, healthy) = load::load(&mut session, prepared, request, left).await;
+        let (page, healthy) = load::load(&mut session, &prepared, request, left).await;
         session.loads += 1;
         session.used = Instant::now();
-        drop(busy);
+        for shown in lock(&self.state).busy.iter_mut().filter(|shown| shown.port == session.gate.port) {
+            shown.loads = session.loads;
+        }
         if healthy && session.loads < LOADS {
-            let mut state = lock(&self.state);
-            if !state.ended {
-                state.idle.push(session);
-            }
+            self.renew(session, prepared, (busy, permit));
         }
         page
+    }
+
+    /// Makes a browser ready for its next page; nobody who has the last one waits for that. `held` says until then that
+    /// it is in use.
+    fn renew(&self, mut session: Session, used: load::Prepared, held: (Busy, OwnedSemaphorePermit)) {
+        let state = Arc::clone(&self.state);
+        let (kind, freed) = (session.kind, Arc::clone(&self.freed));
+        lock(&state).renewing.push(kind);
+        let done = Renewing { kind, state: Arc::downgrade(&state), freed };
+        tokio::spawn(async move {
+            let ready = load::renew(&mut session, &used).await;
+            {
+                let mut state = lock(&state);
+                if ready && !state.ended {
+                    state.idle.push(session);
+                }
+            }
+            drop(held);
+            drop(done);
+        });
     }
 
     /// A warm browser of this kind with enough life left, or a new one.
     async fn take(&self, kind: Kind, installed: &Installed) -> Result<Session, BrowserError> {
         self.look_after();
-        let old = {
-            let mut state = lock(&self.state);
-            let young = |session: &Session| session.started.elapsed() * 2 < self.config.ttl;
-            while let Some(place) = state.idle.iter().rposition(|session| session.kind == kind && young(session)) {
-                let mut session = state.idle.remove(place);
-                if session.is_alive() {
-                    return Ok(session);
+        let waited = Instant::now();
+        let old = loop {
+            let mut freed = std::pin::pin!(self.freed.notified());
+            freed.as_mut().enable();
+            match self.pick(kind, waited.elapsed() < RENEWING) {
+                Pick::Warm(session) => return Ok(*session),
+                Pick::Wait => {
+                    let _ = tokio::time::timeout(RENEWING, freed).await;
                 }
+                Pick::New { instead } => break instead,
             }
-            // The one that nobody has used for longest makes room, when there is none.
-            if state.free.is_empty() && !state.idle.is_empty() { Some(state.idle.remove(0)) } else { None }
         };
         if let Some(session) = old {
             session.keeper.end().await;
         }
         self.start(kind, installed).await
+    }
+
+    /// What to do about a browser of this kind.
+    fn pick(&self, kind: Kind, may_wait: bool) -> Pick {
+        let mut state = lock(&self.state);
+        let young = |session: &Session| session.started.elapsed() * 2 < self.config.ttl;
+        while let Some(place) = state.idle.iter().rposition(|session| session.kind == kind && young(session)) {
+            let mut session = state.idle.remove(place);
+            if session.is_alive() {
+                return Pick::Warm(Box::new(session));
+            }
+        }
+        // One that is about to be ready is sooner there than a new one.
+        if may_wait && state.renewing.contains(&kind) {
+            return Pick::Wait;
+        }
+        // The one that nobody has used for longest makes room, when there is none.
+        let room = !state.free.is_empty() || state.idle.is_empty();
+        Pick::New { instead: if room { None } else { Some(Box::new(state.idle.remove(0))) } }
     }
 
     async fn start(&self, kind: Kind, installed: &Installed) -> Result<Session, BrowserError> {

@@ -14,6 +14,7 @@ use super::Kind;
 use super::bidi::Bidi;
 use super::gate::{self, Gate};
 use super::keeper::Keeper;
+use super::load::Prepared;
 
 /// A browser that is not ready after this will not be.
 const START: Duration = Duration::from_secs(30);
@@ -61,6 +62,8 @@ pub struct Session {
     pub started: Instant,
     pub used: Instant,
     pub loads: u32,
+    /// For the next page.
+    pub spare: Option<Prepared>,
     /// The driver's standard output ends with it.
     pub keeper: Keeper,
     _dead_end: AbortOnDropHandle<()>,
@@ -100,7 +103,7 @@ impl Session {
         let url = text("webSocketUrl");
         let bidi = Bidi::connect(&url).await.with_context(|| format!("no connection to {kind}"))?;
         let now = Instant::now();
-        Ok(Self { kind, name, bidi, gate, started: now, used: now, loads: 0, keeper, _dead_end: refuse })
+        Ok(Self { kind, name, bidi, gate, started: now, used: now, loads: 0, spare: None, keeper, _dead_end: refuse })
     }
 
     /// Does its connection stand, which falls with the browser, and is there somebody who will end it?
