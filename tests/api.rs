@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::server::{SECRET, Server};
-use crate::support::{hostile, until};
+use crate::support::until;
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -22,16 +22,11 @@ pub fn trials() -> Vec<Trial> {
         receipts_show_results_as_tests_finish,
         results_over_a_receipts_budget_become_failed_tests,
         receipts_expire,
-        events_tell_what_happens_and_resume,
-        ten_thousand_watchers_do_not_hurt,
         deleting_a_receipt_cancels_its_tests,
         a_full_queue_answers_429,
         tests_over_all_requests_share_the_slots,
         status_tells_how_the_server_is,
         plugins_tells_what_there_is,
-        metrics_count_what_happened_and_show_nobody,
-        the_openapi_document_describes_what_is_loaded,
-        schemathesis_finds_nothing,
         slow_heads_are_cut_off,
         sigterm_finishes_what_runs_and_exits_0,
         sigterm_cuts_off_what_takes_too_long,
@@ -348,109 +343,6 @@ fn receipts_expire() {
     until("forgotten", || server.get("/api/v1.0/status").body["receipts"]["finished"] == json!(0));
 }
 
-/// Reads events until their end: identifier, name, data.
-fn watch(server: &Server, receipt: &str, last: Option<&str>) -> Vec<(u64, String, Value)> {
-    let path = format!("/api/v1.0/tests/events?receipt={receipt}");
-    let mut headers = vec![("authorization", SECRET)];
-    headers.extend(last.map(|last| ("last-event-id", last)));
-    let answer = server.raw("GET", &path, &headers, None);
-    assert_eq!((answer.status, answer.headers["content-type"].to_str().expect("text")), (200, "text/event-stream"));
-    let text = answer.body.as_str().expect("text").to_owned();
-    let event = |block: &str| {
-        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).expect(name).to_owned();
-        let data = serde_json::from_str(&field("data: ")).expect("JSON");
-        (field("id: ").parse().expect("a number"), field("event: "), data)
-    };
-    text.split("\n\n").filter(|block| !block.is_empty() && !block.starts_with(':')).map(event).collect()
-}
-
-fn events_tell_what_happens_and_resume() {
-    let folder = hostile();
-    let both = format!("{},{}", crate::support::plugins().display(), folder.display());
-    let server = Server::start(&[("SCOUTER_PLUGIN_DIR", &both), ("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8")]);
-    let ping = json!({"dst": "127.0.0.1", "count": 3, "interval_ms": 200});
-    let payload = json!({"ping": [ping], "hostile": [{"do": "sleep", "n": 900}, {"do": "nothing"}]});
-    let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload.to_string())).body["receipt"].clone();
-    let receipt = receipt.as_str().expect("a receipt");
-    let events = watch(&server, receipt, None);
-    let kinds: Vec<&str> = events.iter().map(|(_, kind, _)| kind.as_str()).collect();
-    assert_eq!(kinds.iter().filter(|kind| **kind == "test").count(), 3, "{events:?}");
-    assert!(kinds.contains(&"partial") && kinds.last() == Some(&"done"), "{kinds:?}");
-    assert!(events.windows(2).all(|two| two[0].0 < two[1].0), "{events:?}");
-    let partial = events.iter().find(|(_, kind, _)| kind == "partial").expect("one");
-    assert_eq!((&partial.2["type"], &partial.2["index"]), (&json!("ping"), &json!(0)), "{partial:?}");
-    assert!(partial.2["result"]["replies"].is_array(), "{partial:?}");
-    let tests: Vec<_> = events.iter().filter(|(_, kind, _)| kind == "test").map(|(_, _, data)| data).collect();
-    assert_eq!(
-        (&tests[0]["type"], &tests[0]["index"]),
-        (&json!("hostile"), &json!(1)),
-        "the first one done: {tests:?}"
-    );
-    let body = server.get(&format!("/api/v1.0/tests?receipt={receipt}")).body;
-    assert_eq!(events.last().expect("the end").2, body);
-    assert_eq!(tests[2]["test"], body["results"]["hostile"][0]);
-    // Late: everything that still matters. Resumed: only what is newer.
-    let late = watch(&server, receipt, None);
-    let kinds: Vec<&str> = late.iter().map(|(_, kind, _)| kind.as_str()).collect();
-    assert_eq!(kinds, ["test", "test", "test", "done"]);
-    let resumed = watch(&server, receipt, Some(&late[1].0.to_string()));
-    assert_eq!(resumed, late[2..]);
-    assert_eq!(watch(&server, receipt, Some("nonsense")), late);
-    for (query, status) in [("", 400), ("?receipt=", 400), ("?receipt=ffffffffffffffffffffffffffffffff", 404)] {
-        assert_eq!(server.get(&format!("/api/v1.0/tests/events{query}")).status, status);
-    }
-    assert_eq!(server.raw("GET", &format!("/api/v1.0/tests/events?receipt={receipt}"), &[], None).status, 403);
-    // Whoever watches what is deleted is let go.
-    let payload = json!({"hostile": [{"do": "sleep", "n": 60_000}]});
-    let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload.to_string())).body["receipt"].clone();
-    let receipt = receipt.as_str().expect("a receipt");
-    std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(&server, receipt, None));
-        std::thread::sleep(Duration::from_millis(300));
-        server.request("DELETE", &format!("/api/v1.0/tests?receipt={receipt}"), None);
-        let started = Instant::now();
-        assert!(watcher.join().expect("let go").iter().all(|(_, kind, _)| kind != "done"));
-        assert!(started.elapsed() < Duration::from_secs(5));
-    });
-}
-
-fn ten_thousand_watchers_do_not_hurt() {
-    let server = Server::start(&[("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8"), ("SCOUTER_MAX_CONNECTIONS", "20000")]);
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).expect("a limit");
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, limit.1, limit.1).expect("set");
-    let watchers = 10_000.min(usize::try_from(limit.1).expect("a number") - 1000);
-    let payload = json!({"ping": [{"dst": "127.0.0.1", "count": 20, "interval_ms": 1000}]});
-    let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload.to_string())).body["receipt"].clone();
-    let head = format!(
-        "GET /api/v1.0/tests/events?receipt={} HTTP/1.1\r\nHost: x\r\nAuthorization: {SECRET}\r\n\r\n",
-        receipt.as_str().expect("a receipt")
-    );
-    let (before, _) = server.weight();
-    let mut streams: Vec<TcpStream> = (0..watchers)
-        .map(|_| {
-            let mut stream = TcpStream::connect(server.address).expect("connected");
-            stream.write_all(head.as_bytes()).expect("written");
-            stream
-        })
-        .collect();
-    let started = Instant::now();
-    assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
-    let (with, _) = server.weight();
-    // A connection costs some kilobytes, whoever it is for; what is told costs nothing more.
-    assert!(with.saturating_sub(before) < 600 << 10, "{} kB for {watchers} watchers", with - before);
-    let mut told = String::new();
-    let last = streams.last_mut().expect("one");
-    last.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
-    let mut buffer = [0; 4096];
-    while !told.contains("event: done") {
-        let count = last.read(&mut buffer).expect("told");
-        assert!(count > 0, "{told}");
-        told.push_str(&String::from_utf8_lossy(&buffer[..count]));
-    }
-    assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
-}
-
 fn deleting_a_receipt_cancels_its_tests() {
     let server = Server::hostile(&[("SCOUTER_MAX_PROCESS_COUNT", "1")]);
     let answer = server.request(
@@ -568,104 +460,6 @@ fn plugins_tells_what_there_is() {
         "{imports:?}"
     );
     assert!(ping["version"].is_string() && ping["summary"].is_string(), "{ping}");
-}
-
-fn metrics_count_what_happened_and_show_nobody() {
-    let server = Server::start(&[("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8")]);
-    let metrics = || {
-        let answer = server.raw("GET", "/metrics", &[], None);
-        assert_eq!(answer.status, 200, "no secret is needed");
-        answer.body.as_str().expect("text").to_owned()
-    };
-    let value = |name: &str| -> Option<f64> {
-        metrics().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
-    };
-    server
-        .run(&json!({"ping": [{"dst": "127.0.0.1", "count": 1}, {"dst": "127.0.0.1", "count": 1}, {"dst": "10.1.2.3"},
-        {"dst": "secret-name.invalid"}, {"nonsense": 1}], "no_such_type": [{}]}));
-    server.raw("GET", "/api/v1.0/status", &[("authorization", "a-wrong-secret")], None);
-    server.raw("BREW", "/secret-place", &[], None);
-    until("the cache has counted", || value("scouter_receipts_finished") == Some(1.0));
-    for (name, expected) in [
-        ("scouter_tests_total{type=\"ping\",outcome=\"ok\"}", 2.0),
-        ("scouter_tests_total{type=\"ping\",outcome=\"failed\"}", 2.0),
-        ("scouter_tests_total{type=\"unknown\",outcome=\"refused\"}", 2.0),
-        ("scouter_test_duration_seconds_count{type=\"ping\"}", 4.0),
-        ("scouter_policy_refusals_total", 1.0),
-        ("scouter_sandboxes_total", 4.0),
-        ("scouter_http_requests_total{method=\"POST\",route=\"/api/v1.0/tests\",status=\"200\"}", 1.0),
-        ("scouter_http_requests_total{method=\"GET\",route=\"/api/v1.0/status\",status=\"403\"}", 1.0),
-        ("scouter_http_requests_total{method=\"other\",route=\"none\",status=\"404\"}", 1.0),
-        ("scouter_receipts_finished", 1.0),
-        ("scouter_tests_running", 0.0),
-        ("scouter_browsers{driver=\"chrome\",state=\"idle\"}", 0.0),
-    ] {
-        assert_eq!(value(name), Some(expected), "{name}\n{}", metrics());
-    }
-    let text = metrics();
-    for secret in ["127.0.0.1", "10.1.2.3", "secret", "BREW", "no_such_type"] {
-        assert!(!text.contains(secret), "{secret}: {text}");
-    }
-    assert!(text.ends_with("# EOF\n"), "{text}");
-}
-
-fn the_openapi_document_describes_what_is_loaded() {
-    let server = Server::start(&[]);
-    for path in ["/openapi.json", "/api/v1.0/openapi.json"] {
-        let answer = server.raw("GET", path, &[], None);
-        assert_eq!(answer.status, 200, "no secret is needed");
-        let document = answer.body;
-        assert_eq!(document["openapi"], "3.1.0");
-        let ping = &document["components"]["schemas"]["ping_options"];
-        assert_eq!((&ping["required"], &ping["properties"]["count"]["default"]), (&json!(["dst"]), &json!(10)));
-        let payload = document["components"]["schemas"]["Payload"]["properties"].as_object().expect("types");
-        assert_eq!(payload.len(), 6);
-        for route in [
-            "/api/v1.0/tests",
-            "/api/v1.0/tests/events",
-            "/api/v1.0/status",
-            "/api/v1.0/plugins",
-            "/metrics",
-            "/healthz",
-        ] {
-            assert!(document["paths"][route].is_object(), "{route}");
-        }
-    }
-    let page = server.raw("GET", "/docs", &[], None);
-    assert!(page.status == 200 && page.body.as_str().is_some_and(|html| html.contains("openapi.json")));
-    assert!(page.headers["content-security-policy"].to_str().expect("text").contains("default-src 'none'"));
-}
-
-/// An independent tool makes up requests from the document, good ones and bad ones, and checks the answers against it.
-fn schemathesis_finds_nothing() {
-    // No target may be reached, and no browser is there: what is tested is the API.
-    let settings = [
-        ("SCOUTER_MAX_TEST_COUNT", "1000"),
-        ("SCOUTER_TEST_TIMEOUT", "2"),
-        ("SCOUTER_TARGETS_DENY", "any"),
-        ("PATH", "/nonexistent"),
-    ];
-    let server = Server::start(&settings);
-    let program = crate::support::root().join("target/lab-venv/bin/schemathesis");
-    let mut command = std::process::Command::new(program);
-    let url = server.url("/openapi.json");
-    let secret = format!("Authorization: {SECRET}");
-    command.args(["run", &url, "-H", &secret, "--phases", "examples,coverage,fuzzing", "--checks", "all"]);
-    // A wrong option is not an error of the request but of its test, as the contract says.
-    command.args(["--exclude-checks", "negative_data_rejection", "--max-examples", "30", "--seed", "1"]);
-    command.args([
-        "--request-timeout",
-        "60",
-        "--max-response-time",
-        "60",
-        "--exclude-path",
-        "/api/v1.0/tests/events",
-        "--no-color",
-    ]);
-    let output = command.current_dir(std::env::temp_dir()).output().expect("schemathesis is installed by `make test`");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
 }
 
 fn slow_heads_are_cut_off() {

@@ -3,6 +3,8 @@
 //! - `api`      every route and every error row of the contract, receipts, waiting, cancelling, signals
 //! - `asn`      the ASN database of a running server, and how it is fetched
 //! - `cli`      the command line and the settings
+//! - `events`   what watchers of a receipt are told
+//! - `operator` counters, OpenAPI, and an independent tool that tries it
 //! - `sandbox`  hostile plugins: what each costs is one failed test
 //! - `loading`  hostile plugin files and caches
 //! - `lab`      real servers in network namespaces; the same questions put to ping, dig and curl
@@ -16,8 +18,10 @@
 mod api;
 mod asn;
 mod cli;
+mod events;
 mod lab;
 mod loading;
+mod operator;
 mod sandbox;
 mod support;
 
@@ -29,7 +33,16 @@ use support::lab::Lab;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials = [api::trials(), asn::trials(), cli::trials(), sandbox::trials(), loading::trials()].concat_all();
+    let mut trials = [
+        api::trials(),
+        asn::trials(),
+        cli::trials(),
+        events::trials(),
+        operator::trials(),
+        sandbox::trials(),
+        loading::trials(),
+    ]
+    .concat_all();
     let root = nix::unistd::geteuid().is_root();
     let mut built = None;
     if root && !arguments.list {

@@ -163,13 +163,13 @@ impl Runner {
                 };
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
                 let waited = queued.elapsed();
-                match permit {
-                    Some(_permit) => {
-                        let watched = Arc::clone(receipt);
-                        let partial = Arc::new(Partial::told(move |json| watched.partial(index, json)));
-                        self.run(&test.id, plugin, options, waited, &receipt.cancel, partial).await
-                    }
-                    None => cancelled(&test.id, plugin, waited),
+                if let Some(_permit) = permit {
+                    let watched = Arc::clone(receipt);
+                    let partial = Arc::new(Partial::told(move |json| watched.partial(index, json)));
+                    self.run(&test.id, plugin, options, waited, &receipt.cancel, partial).await
+                } else {
+                    self.lent.metrics.test(Some(&plugin.name), RunError::Cancelled.kind());
+                    cancelled(&test.id, plugin, waited)
                 }
             }
         };

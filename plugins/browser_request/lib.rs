@@ -100,6 +100,13 @@ impl Probe for BrowserRequest {
             browser::BrowserError::Unavailable(reason) => reason,
             browser::BrowserError::Crashed(reason) => not_loaded(&url, &reason),
         })?;
+        // The probing host's own trouble is no answer of the target's.
+        let document = page.exchanges.iter().find(|exchange| exchange.role == browser::Role::Document);
+        if let Some(failure) = document.and_then(|exchange| exchange.failure.as_ref())
+            && failure.kind == browser::FailureKind::Unavailable
+        {
+            return Err(failure.reason.as_str().into());
+        }
         let mut comment = None;
         if options.screenshot == Screenshot::Png && page.screenshot.is_none() {
             add_comment(

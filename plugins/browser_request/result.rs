@@ -239,6 +239,6 @@ fn curl_code(kind: FailureKind) -> u16 {
         FailureKind::InvalidResponse => 8,
         FailureKind::Blocked => 42,
         FailureKind::TooLarge => 63,
-        FailureKind::Other => 2,
+        FailureKind::Unavailable | FailureKind::Other => 2,
     }
 }

@@ -13,7 +13,7 @@ use super::number;
 use super::pages::{DRIVERS, load, ports, server};
 use super::ping::nobody;
 use super::policy::{rebinding, watch_loopback};
-use crate::support::lab::Lab;
+use crate::support::lab::{Lab, Namespace};
 use crate::support::server::{Server, children};
 use crate::support::site::{Reply, Site, response};
 use crate::support::{scouter, until};
@@ -30,6 +30,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         browsers_that_nobody_uses_are_stopped,
         a_host_without_a_browser_says_what_is_missing,
         without_root_chrome_keeps_its_sandbox,
+        what_this_host_cannot_reach_is_not_the_targets_failure,
     )
 }
 
@@ -44,7 +45,7 @@ fn below(pid: &str) -> Vec<(String, String)> {
     all
 }
 
-fn tree(server: &Server) -> Vec<(String, String)> {
+pub fn tree(server: &Server) -> Vec<(String, String)> {
     below(&server.pid().to_string())
 }
 
@@ -357,4 +358,24 @@ fn without_root_chrome_keeps_its_sandbox(lab: &Lab) {
     let renderer = tree.iter().find(|(_, line)| line.contains("--type=renderer")).expect("a renderer");
     let status = std::fs::read_to_string(format!("/proc/{}/status", renderer.0)).expect("its status");
     assert!(status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])), "{status}");
+}
+
+fn what_this_host_cannot_reach_is_not_the_targets_failure(_: &Lab) {
+    // A namespace with nothing but loopback has no route.
+    let bare = Namespace::add(format!("scouter-{}-r", std::process::id()));
+    let server = Server::spawn(
+        bare.command(scouter()),
+        &[("SCOUTER_TARGETS_ALLOW", "any"), ("SCOUTER_BROWSER_PORTS", &ports())],
+        Some(bare.clone()),
+    );
+    for driver in DRIVERS {
+        let test = server.test("browser_request", &json!({"url": "http://192.0.2.1/", "driver": driver}));
+        assert_eq!(
+            (&test["message"], &test["result"]),
+            (&json!("This host has no route to the target."), &json!({})),
+            "{driver}: {test}"
+        );
+    }
+    drop(server);
+    bare.delete();
 }

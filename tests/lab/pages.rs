@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use super::browser::tree;
 use super::number;
 use crate::support::lab::Lab;
 use crate::support::server::Server;
@@ -275,11 +276,21 @@ fn pages_that_get_in_the_way_are_loaded(lab: &Lab) {
         "/throws" => Reply::Html("<script>throw new Error('from the page')</script>".into()),
         _ => Reply::Html("<p>here".into()),
     });
-    let files = || {
-        let home = std::env::var("HOME").unwrap_or_default();
-        std::fs::read_dir(format!("{home}/Downloads")).map_or(0, Iterator::count)
+    // In the folders that the browsers live in.
+    let files = || -> Vec<String> {
+        let homes: Vec<String> = tree(&server).into_iter().filter_map(|(_, line)| home_of(&line)).collect();
+        assert!(!homes.is_empty(), "browsers are running");
+        let find = [
+            homes,
+            ["-name", "*download*", "-o", "-name", "*.zip", "-o", "-name", "*.crdownload"].map(Into::into).into(),
+        ];
+        let output = std::process::Command::new("find").args(find.concat()).output().expect("find runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines()
+            .filter(|file| std::path::Path::new(file).is_file() && file.contains("/Downloads/"))
+            .map(Into::into)
+            .collect()
     };
-    let before = files();
     for driver in DRIVERS {
         let loaded = |path: &str| load(&server, json!({"url": site.url(path), "driver": driver, "timeout_ms": 8000}));
         for path in ["/alert", "/leave", "/popup", "/offers", "/throws", "/plain"] {
@@ -299,7 +310,13 @@ fn pages_that_get_in_the_way_are_loaded(lab: &Lab) {
         let file = loaded("/download");
         assert_eq!(file["result"]["loaded"], json!(false), "{driver}: {file}");
     }
-    assert_eq!(files(), before, "nothing is downloaded");
+    assert_eq!(files(), Vec::<String>::new(), "nothing is downloaded");
+}
+
+/// The folder that a keeper looks after, by its command line.
+fn home_of(line: &str) -> Option<String> {
+    let (_, rest) = line.split_once(" keep ")?;
+    rest.split_whitespace().next().map(Into::into)
 }
 
 fn extras_come_when_they_are_asked_for(lab: &Lab) {

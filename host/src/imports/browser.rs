@@ -149,6 +149,7 @@ impl From<engine::Failure> for Failure {
         use engine::FailureKind as Kind;
         let kind = match failure.kind {
             Kind::Denied => FailureKind::Denied,
+            Kind::Unavailable => FailureKind::Unavailable,
             Kind::Name => FailureKind::Name,
             Kind::Connect => FailureKind::Connect,
             Kind::Timeout => FailureKind::Timeout,

@@ -30,13 +30,19 @@ pub(super) struct News {
     finished: bool,
 }
 
+/// JSON on one line: between values a line may end, in an event it must not.
+pub(super) fn line(json: Box<RawValue>) -> Bytes {
+    let text = String::from(Box::<str>::from(json));
+    if text.contains(['\r', '\n']) { text.replace(['\r', '\n'], " ").into() } else { text.into() }
+}
+
 impl Receipt {
     /// A test's result so far.
     pub fn partial(&self, index: usize, json: &RawValue) {
-        self.tell(index, json, false);
+        self.tell(index, line(json.to_owned()), false);
     }
 
-    pub(super) fn tell(&self, index: usize, json: &RawValue, finished: bool) {
+    pub(super) fn tell(&self, index: usize, json: Bytes, finished: bool) {
         let mut news = lock(&self.news);
         let Some(slot) = news.get_mut(index) else { return };
         // A partial result that comes late has nothing to say.
@@ -47,16 +53,23 @@ impl Receipt {
         let (name, place) = self.place_of(index);
         let field = if finished { "test" } else { "result" };
         let head = format!("{{\"type\":{},\"index\":{place},\"{field}\":", json!(name));
-        // Between values a line may end; in an event it must not.
-        let json = json.get().replace(['\r', '\n'], " ");
-        *slot = News { number, head: head.into(), json: json.into(), finished };
+        *slot = News { number, head: head.into(), json, finished };
         drop(news);
-        self.newest.send_replace(number);
+        self.wake(number);
+    }
+
+    /// Never back: two tests may tell at once, and whoever waits for the later number must not miss it.
+    fn wake(&self, number: u64) {
+        self.newest.send_if_modified(|newest| {
+            let newer = number > *newest;
+            *newest = number.max(*newest);
+            newer
+        });
     }
 
     /// There is one more thing to tell: that it is over.
     pub(super) fn tell_end(&self) {
-        self.newest.send_replace(self.happened.load(Ordering::Relaxed) + 1);
+        self.wake(self.happened.load(Ordering::Relaxed) + 1);
     }
 
     /// The type of a test, and its place among those of its type.
@@ -87,8 +100,7 @@ impl Receipt {
         events.sort_by_key(|event| event.number);
         if done {
             let number = self.happened.load(Ordering::Relaxed) + 1;
-            let body = self.done.get_or_init(|| self.body().into()).clone();
-            events.push(Event { number, kind: "done", data: vec![body] });
+            events.push(Event { number, kind: "done", data: self.pieces() });
         }
         (events, done)
     }
@@ -149,5 +161,33 @@ mod tests {
         assert_eq!(kinds, ["test", "test", "test", "done"]);
         assert_eq!(all[3].2, receipt.body());
         assert_eq!(told(&receipt, all[2].0).len(), 1, "whoever saw all tests still gets the end");
+    }
+
+    #[test]
+    fn tests_that_end_at_once_are_all_told_and_the_receipt_ends() {
+        let budget =
+            Budget { lifetime: Duration::from_mins(1), receipts: 10, receipt_bytes: 1000, total_bytes: 10_000 };
+        let receipts = Receipts::new(budget);
+        let refuse =
+            || PlannedTest { type_index: 0, id: json!("x"), action: Action::Refuse { message: String::new() } };
+        for _ in 0..2000 {
+            let receipt =
+                receipts.open(&Plan { types: vec![("a".into(), 4)], tests: (0..4).map(|_| refuse()).collect() });
+            let seen = std::thread::scope(|scope| {
+                for index in 0..4 {
+                    let (receipts, receipt) = (&receipts, &receipt);
+                    scope.spawn(move || receipts.record(receipt, index, raw("1"), |_| raw("null")));
+                }
+                // Whoever sees the end has seen every test.
+                loop {
+                    let (events, done) = receipt.since(0);
+                    if done {
+                        break events.len();
+                    }
+                }
+            });
+            assert!(!receipt.is_running());
+            assert_eq!(seen, 5);
+        }
     }
 }

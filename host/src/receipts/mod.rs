@@ -7,7 +7,7 @@ mod events;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -60,7 +60,6 @@ pub struct Receipt {
     news: Mutex<Vec<News>>,
     happened: AtomicU64,
     newest: watch::Sender<u64>,
-    done: OnceLock<Bytes>,
     /// Cancelled when the caller deletes the receipt or the server stops.
     pub cancel: CancellationToken,
 }
@@ -68,7 +67,8 @@ pub struct Receipt {
 #[derive(Debug)]
 struct TestResult {
     type_index: usize,
-    json: Option<Box<RawValue>>,
+    /// Held once, whoever is shown it.
+    json: Option<Bytes>,
 }
 
 impl Receipts {
@@ -104,7 +104,6 @@ impl Receipts {
             news: Mutex::new(vec![News::default(); plan.tests.len()]),
             happened: AtomicU64::new(0),
             newest: watch::Sender::new(0),
-            done: OnceLock::new(),
             cancel: CancellationToken::new(),
         });
         lock(&self.running).insert(receipt.id.clone(), Arc::clone(&receipt));
@@ -122,27 +121,22 @@ impl Receipts {
         json: Box<RawValue>,
         too_large: impl FnOnce(usize) -> Box<RawValue>,
     ) {
-        let told;
-        let finished = {
-            let mut results = lock(&receipt.results);
-            let held = receipt.bytes.load(Ordering::Relaxed);
-            let json = if held + json.get().len() > self.budget.receipt_bytes {
-                too_large(self.budget.receipt_bytes)
-            } else {
-                json
-            };
-            receipt.bytes.fetch_add(json.get().len(), Ordering::Relaxed);
-            told = json.clone();
-            if let Some(slot) = results.get_mut(index) {
-                slot.json = Some(json);
-            }
-            results.iter().filter(|r| r.json.is_some()).count()
-        };
+        // All of it in one step: two tests that end at once must not set the count back, nor must the end be told before
+        // one of them.
+        let mut results = lock(&receipt.results);
+        let held = receipt.bytes.load(Ordering::Relaxed);
+        let fits = held + json.get().len() <= self.budget.receipt_bytes;
+        let json = events::line(if fits { json } else { too_large(self.budget.receipt_bytes) });
+        receipt.bytes.fetch_add(json.len(), Ordering::Relaxed);
+        if let Some(slot) = results.get_mut(index) {
+            slot.json = Some(json.clone());
+        }
+        receipt.tell(index, json, true);
+        let finished = results.iter().filter(|r| r.json.is_some()).count();
         // The receipt moves before its watchers wake: whoever sees it done finds it.
         if finished == receipt.total() {
             self.retire(receipt);
         }
-        receipt.tell(index, &told, true);
         receipt.finished.send_replace(finished);
         if finished == receipt.total() {
             receipt.tell_end();
@@ -251,15 +245,17 @@ impl Receipt {
     /// The body of `GET /tests`: finished tests by type, in the order of submission.
     #[must_use]
     pub fn body(&self) -> String {
+        // Its parts are texts.
+        String::from_utf8(self.pieces().concat()).unwrap_or_default()
+    }
+
+    /// The same in pieces; the results in it are shared, not copied.
+    fn pieces(&self) -> Vec<Bytes> {
         let results = lock(&self.results);
         let finished = results.iter().filter(|r| r.json.is_some()).count();
         let total = results.len();
-        let mut body = String::with_capacity(self.bytes.load(Ordering::Relaxed) + 256);
-        body.push_str(r#"{"receipt":""#);
-        body.push_str(&self.id);
-        body.push_str(r#"","is_running":"#);
-        body.push_str(if finished < total { "true" } else { "false" });
-        body.push_str(r#","results":{"#);
+        let mut pieces = vec![];
+        let mut text = format!(r#"{{"receipt":"{}","is_running":{},"results":{{"#, self.id, finished < total);
         let mut first_type = true;
         for (type_index, (name, count)) in self.types.iter().enumerate() {
             let mut tests =
@@ -269,24 +265,21 @@ impl Receipt {
                 continue;
             }
             if !std::mem::take(&mut first_type) {
-                body.push(',');
+                text.push(',');
             }
-            body.push_str(&serde_json::Value::from(name.as_str()).to_string());
-            body.push_str(":[");
+            text.push_str(&serde_json::Value::from(name.as_str()).to_string());
+            text.push_str(":[");
             for (index, test) in tests.enumerate() {
                 if index > 0 {
-                    body.push(',');
+                    text.push(',');
                 }
-                body.push_str(test.get());
+                pieces.extend([std::mem::take(&mut text).into(), test.clone()]);
             }
-            body.push(']');
+            text.push(']');
         }
-        body.push_str(r#"},"progress":{"finished":"#);
-        body.push_str(&finished.to_string());
-        body.push_str(r#","total":"#);
-        body.push_str(&total.to_string());
-        body.push_str("}}");
-        body
+        pieces.push(text.into());
+        pieces.push(format!(r#"}},"progress":{{"finished":{finished},"total":{total}}}}}"#).into());
+        pieces
     }
 }
 

@@ -10,7 +10,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use serde_json::Value;
 
 use super::bidi::Event;
-use super::errors;
 use super::{Exchange, Header, Kind, Message, Role};
 
 /// More requests than this are counted only.
@@ -282,10 +281,10 @@ impl Collector {
     }
 
     /// Everything that was still under way is over now, for this reason.
-    pub fn stop(&mut self, now: f64) {
+    pub fn stop(&mut self, now: f64, why: &str) {
         for entry in self.entries.iter_mut().filter(|entry| !entry.done) {
             entry.done = true;
-            entry.error = Some(errors::STOPPED.into());
+            entry.error = Some(why.into());
             entry.exchange.timings.total.get_or_insert((now - entry.started).max(0.0));
         }
     }
@@ -314,7 +313,6 @@ impl Collector {
             |entry: &Entry| entry.cached || (entry.exchange.timings.total.is_none() && entry.error.is_none());
         self.entries.retain(|entry| !(repeated(entry) && entry.exchange.status.is_some() && !entry.top));
         let last = self.entries.iter().rposition(|entry| entry.top);
-        let mut room = HEADER_BYTES;
         for (place, entry) in self.entries.iter_mut().enumerate() {
             entry.exchange.role = match (entry.top, Some(place) == last) {
                 (_, true) => Role::Document,
@@ -322,18 +320,16 @@ impl Collector {
                 _ => Role::Resource,
             };
             entry.exchange.started_ms = (entry.started - began).max(0.0);
-            let size: usize = entry.exchange.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-            match room.checked_sub(size) {
-                Some(left) => room = left,
-                None => entry.exchange.headers.clear(),
-            }
         }
-        let hidden = self.entries.len().saturating_sub(SHOWN);
-        let mut place = 0;
+        // Whole exchanges are left out, and counted; none is shown without its headers.
+        let (all, mut place, mut room) = (self.entries.len(), 0, HEADER_BYTES);
         self.entries.retain(|entry| {
+            let size: usize = entry.exchange.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
             place += 1;
-            place <= SHOWN || entry.exchange.role == Role::Document
+            room = room.saturating_sub(size);
+            entry.exchange.role == Role::Document || (place <= SHOWN && room > 0)
         });
+        let hidden = all - self.entries.len();
         (self.entries, hidden)
     }
 }

@@ -5,6 +5,8 @@ use super::{Failure, FailureKind};
 
 /// The page was stopped while this was under way.
 pub const STOPPED: &str = "stopped";
+/// Likewise, because the page had passed a limit.
+pub const CUT: &str = "cut";
 
 /// Chrome: `net::ERR_…`; Firefox: `NS_ERROR_…`, wrapped around the words of its certificate check. The gate knows better
 /// why there was no connection.
@@ -16,6 +18,7 @@ pub fn failure(word: &str, cause: Option<&Cause>) -> Failure {
             Cause::Name(reason) => (FailureKind::Name, reason.clone()),
             Cause::Connect(reason) => (FailureKind::Connect, reason.clone()),
             Cause::Timeout(reason) => (FailureKind::Timeout, reason.clone()),
+            Cause::Unavailable(reason) => (FailureKind::Unavailable, reason.clone()),
             Cause::TooMany => (FailureKind::TooLarge, "The page has too many connections at once".into()),
         };
         return Failure { kind, reason };
@@ -23,6 +26,8 @@ pub fn failure(word: &str, cause: Option<&Cause>) -> Failure {
     let has = |words: &[&str]| words.iter().any(|part| word.contains(part));
     let kind = if word == STOPPED {
         FailureKind::Timeout
+    } else if word == CUT {
+        FailureKind::TooLarge
     } else if has(&["NAME_NOT_RESOLVED", "UNKNOWN_HOST"]) {
         FailureKind::Name
     } else if has(&["ERR_CERT_", "MOZILLA_PKIX_ERROR", "SEC_ERROR_", "SSL_ERROR_BAD_CERT_DOMAIN"]) {
@@ -46,8 +51,9 @@ pub fn failure(word: &str, cause: Option<&Cause>) -> Failure {
     } else {
         FailureKind::Other
     };
-    let reason = match kind {
-        FailureKind::Timeout if word == STOPPED => "Not finished when the page's time was up".into(),
+    let reason = match word {
+        STOPPED => "Not finished when the page's time was up".into(),
+        CUT => "Not finished when the page passed a limit".into(),
         _ => word.chars().take(300).collect(),
     };
     Failure { kind, reason }

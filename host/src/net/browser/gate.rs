@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,16 +14,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::net::Family;
 use crate::net::dial::{self, DialError};
-use crate::net::resolver::Resolver;
+use crate::net::resolver::{Resolver, has_route};
 use crate::policy::Policy;
 
 /// A handshake with the gate takes no time; a connection to the target may.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(30);
 /// What one page may load, over all of its connections, in both directions.
-pub const PAGE_BYTES: u64 = 64 << 20;
-/// Connections that one page may make, and have at once.
-const CONNECTIONS: usize = 2000;
+const PAGE_BYTES: u64 = 64 << 20;
+/// Connections that one page may make, and have at once. Requests are bounded where they are seen, and that bound must
+/// be passed first, with a connection for each of them; this one is for what is no request, such as websockets.
+const CONNECTIONS: usize = 4000;
 const AT_ONCE: usize = 256;
 const CHUNK: usize = 64 << 10;
 
@@ -34,6 +35,8 @@ pub enum Cause {
     Name(String),
     Connect(String),
     Timeout(String),
+    /// This host's own trouble.
+    Unavailable(String),
     TooMany,
 }
 
@@ -41,6 +44,7 @@ impl Cause {
     /// RFC 1928, section 6.
     fn reply(&self) -> u8 {
         match self {
+            Self::Unavailable(_) => 1,
             Self::Denied(_) | Self::TooMany => 2,
             Self::Name(_) => 4,
             Self::Connect(_) => 5,
@@ -69,6 +73,9 @@ pub struct Visit {
     records: Mutex<Vec<Record>>,
     bytes: AtomicU64,
     open: AtomicUsize,
+    /// Which limit of ours the page has passed. Said before its connections break: what breaks then is not the target's
+    /// doing.
+    limit: OnceLock<String>,
     /// Dropping the visit cancels it; so does passing a limit.
     over: CancellationToken,
 }
@@ -78,9 +85,14 @@ impl Visit {
         lock(&self.records).clone()
     }
 
-    /// Has the page passed what it may load?
-    pub fn is_over(&self) -> bool {
-        self.bytes.load(Ordering::Relaxed) > PAGE_BYTES
+    /// Has the page passed a limit, and which?
+    pub fn limit(&self) -> Option<&str> {
+        self.limit.get().map(String::as_str)
+    }
+
+    fn stop(&self, limit: String) {
+        let _ = self.limit.set(limit);
+        self.over.cancel();
     }
 
     fn count(&self, bytes: usize) -> bool {
@@ -88,7 +100,7 @@ impl Visit {
         if self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= PAGE_BYTES {
             return true;
         }
-        self.over.cancel();
+        self.stop(format!("it loads more than {} MiB", PAGE_BYTES >> 20));
         false
     }
 }
@@ -143,6 +155,7 @@ impl Gate {
             records: Mutex::default(),
             bytes: AtomicU64::new(0),
             open: AtomicUsize::new(0),
+            limit: OnceLock::new(),
             over: CancellationToken::new(),
         });
         *lock(&self.visit) = Some(Arc::clone(&visit));
@@ -181,7 +194,7 @@ async fn connection(mut browser: TcpStream, visit: &Visit, resolver: &Resolver, 
     let place = {
         let mut records = lock(&visit.records);
         if records.len() >= CONNECTIONS {
-            visit.over.cancel();
+            visit.stop(format!("it makes more than {CONNECTIONS} connections"));
             return;
         }
         records.push(record.clone());
@@ -239,6 +252,10 @@ async fn connect(record: &mut Record, resolver: &Resolver, policy: &Policy) -> R
     };
     let name = literal.is_none().then_some(record.host.as_str());
     let open = dial::vet(policy, &addresses, name).map_err(|denied| Cause::Denied(denied.to_string()))?;
+    // Without this a packet that never left would read as the target's silence.
+    if !open.iter().any(|permitted| has_route(permitted.address())) {
+        return Err(Cause::Unavailable("This host has no route to the target.".into()));
+    }
     let started = Instant::now();
     match tokio::time::timeout(CONNECT, dial::dial(&open, record.port)).await {
         Ok(Ok((stream, address))) => {
@@ -246,11 +263,16 @@ async fn connect(record: &mut Record, resolver: &Resolver, policy: &Policy) -> R
             record.address = Some(address.ip());
             Ok(stream)
         }
-        Ok(Err(error)) => {
-            if let DialError::Failed { address, .. } = &error {
-                record.address = Some(address.ip());
+        Ok(Err(failed)) => {
+            let words = failed.to_string();
+            match failed {
+                DialError::Denied(_) => Err(Cause::Denied(words)),
+                DialError::Failed { error, .. } if dial::is_own_trouble(&error) => Err(Cause::Unavailable(words)),
+                DialError::Failed { address, .. } => {
+                    record.address = Some(address.ip());
+                    Err(Cause::Connect(words))
+                }
             }
-            Err(Cause::Connect(error.to_string()))
         }
         Err(_) => Err(Cause::Timeout(format!("No connection to {} within {} s", record.host, CONNECT.as_secs()))),
     }

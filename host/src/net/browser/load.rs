@@ -178,7 +178,8 @@ async fn visit(
         _ => {}
     }
     // What ends from now on is ended by us.
-    collector.stop(gate::unix_ms());
+    let too_large = matches!(&end, End::Stopped(failure) if failure.kind == FailureKind::TooLarge);
+    collector.stop(gate::unix_ms(), if too_large { errors::CUT } else { errors::STOPPED });
     let bidi = &session.bidi;
     let mut healthy = true;
     let answered = collector.entries.iter().any(|entry| entry.top && entry.exchange.status.is_some());
@@ -223,12 +224,14 @@ async fn wait(
     visit: &Visit,
 ) -> End {
     let deadline = Instant::now() + request.timeout.min(life);
-    let too_large = |reason: &str| End::Stopped(Failure { kind: FailureKind::TooLarge, reason: reason.into() });
+    let too_large = |limit: &str| {
+        End::Stopped(Failure { kind: FailureKind::TooLarge, reason: format!("The page was stopped: {limit}") })
+    };
     let wanted = json!({"context": context, "url": request.url.as_str(), "wait": "none"});
     // Not before the document is there does it answer; nobody waits for that.
     let mut answer = session.bidi.send("browsingContext.navigate", wanted).await;
     let (mut answered, mut failed) = (false, None);
-    let mut quiet_since = None;
+    let mut quiet_since: Option<Instant> = None;
     loop {
         let still = (collector.loaded() || failed.is_some()) && !collector.busy();
         if !still {
@@ -236,9 +239,15 @@ async fn wait(
         } else if quiet_since.get_or_insert_with(Instant::now).elapsed() >= QUIET {
             return failed.map_or(End::Loaded, End::Failed);
         }
+        // At the end of the quiet time, not at some time after it.
+        let wake = quiet_since.map_or(Instant::now() + TICK, |since| since + QUIET).min(deadline);
         tokio::select! {
             event = session.bidi.events.recv() => match event {
                 Some(event) => {
+                    // What breaks because of a limit of ours must not be told as the target's failure.
+                    if let Some(limit) = visit.limit() {
+                        return too_large(limit);
+                    }
                     collector.event(&event);
                     if collector.crashed {
                         return End::Crashed;
@@ -255,13 +264,13 @@ async fn wait(
                 }
             }
             () = session.keeper.ended() => return End::Gone,
-            () = tokio::time::sleep_until(deadline.min(Instant::now() + TICK)) => {}
+            () = tokio::time::sleep_until(wake) => {}
         }
-        if visit.is_over() {
-            return too_large(&format!("The page was stopped: it loads more than {} MiB", gate::PAGE_BYTES >> 20));
+        if let Some(limit) = visit.limit() {
+            return too_large(limit);
         }
         if collector.requests > REQUESTS {
-            return too_large(&format!("The page was stopped: it makes more than {REQUESTS} requests"));
+            return too_large(&format!("it makes more than {REQUESTS} requests"));
         }
         if Instant::now() >= deadline {
             let reason = format!("The page did not load within {} ms", request.timeout.min(life).as_millis());

@@ -74,6 +74,8 @@ pub type Header = (String, String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
     Denied,
+    /// This host's own trouble.
+    Unavailable,
     Name,
     Connect,
     Timeout,
@@ -342,6 +344,8 @@ impl Browsers {
             let ready = load::renew(&mut session, &used).await;
             {
                 let mut state = lock(&state);
+                // In one step: it is shown once, and never as both.
+                state.busy.retain(|busy| busy.port != session.gate.port);
                 if ready && !state.ended {
                     state.idle.push(session);
                 }

@@ -1,0 +1,114 @@
+//! What the server tells about itself without a secret: counters, and its own description.
+
+use libtest_mimic::Trial;
+use serde_json::json;
+
+use crate::support::server::{SECRET, Server};
+use crate::support::until;
+use crate::trials;
+
+pub fn trials() -> Vec<Trial> {
+    trials!("operator":
+        metrics_count_what_happened_and_show_nobody,
+        the_openapi_document_describes_what_is_loaded,
+        schemathesis_finds_nothing,
+    )
+}
+
+fn metrics_count_what_happened_and_show_nobody() {
+    let server = Server::start(&[("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8")]);
+    let metrics = || {
+        let answer = server.raw("GET", "/metrics", &[], None);
+        assert_eq!(answer.status, 200, "no secret is needed");
+        answer.body.as_str().expect("text").to_owned()
+    };
+    let value = |name: &str| -> Option<f64> {
+        metrics().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    };
+    server
+        .run(&json!({"ping": [{"dst": "127.0.0.1", "count": 1}, {"dst": "127.0.0.1", "count": 1}, {"dst": "10.1.2.3"},
+        {"dst": "secret-name.invalid"}, {"nonsense": 1}], "no_such_type": [{}]}));
+    server.raw("GET", "/api/v1.0/status", &[("authorization", "a-wrong-secret")], None);
+    server.raw("BREW", "/secret-place", &[], None);
+    until("the cache has counted", || value("scouter_receipts_finished") == Some(1.0));
+    for (name, expected) in [
+        ("scouter_tests_total{type=\"ping\",outcome=\"ok\"}", 2.0),
+        ("scouter_tests_total{type=\"ping\",outcome=\"failed\"}", 2.0),
+        ("scouter_tests_total{type=\"unknown\",outcome=\"refused\"}", 2.0),
+        ("scouter_test_duration_seconds_count{type=\"ping\"}", 4.0),
+        ("scouter_policy_refusals_total", 1.0),
+        ("scouter_sandboxes_total", 4.0),
+        ("scouter_http_requests_total{method=\"POST\",route=\"/api/v1.0/tests\",status=\"200\"}", 1.0),
+        ("scouter_http_requests_total{method=\"GET\",route=\"/api/v1.0/status\",status=\"403\"}", 1.0),
+        ("scouter_http_requests_total{method=\"other\",route=\"none\",status=\"404\"}", 1.0),
+        ("scouter_receipts_finished", 1.0),
+        ("scouter_tests_running", 0.0),
+        ("scouter_browsers{driver=\"chrome\",state=\"idle\"}", 0.0),
+    ] {
+        assert_eq!(value(name), Some(expected), "{name}\n{}", metrics());
+    }
+    let text = metrics();
+    for secret in ["127.0.0.1", "10.1.2.3", "secret", "BREW", "no_such_type"] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+    assert!(text.ends_with("# EOF\n"), "{text}");
+}
+
+fn the_openapi_document_describes_what_is_loaded() {
+    let server = Server::start(&[]);
+    for path in ["/openapi.json", "/api/v1.0/openapi.json"] {
+        let answer = server.raw("GET", path, &[], None);
+        assert_eq!(answer.status, 200, "no secret is needed");
+        let document = answer.body;
+        assert_eq!(document["openapi"], "3.1.0");
+        let ping = &document["components"]["schemas"]["ping_options"];
+        assert_eq!((&ping["required"], &ping["properties"]["count"]["default"]), (&json!(["dst"]), &json!(10)));
+        let payload = document["components"]["schemas"]["Payload"]["properties"].as_object().expect("types");
+        assert_eq!(payload.len(), 6);
+        for route in [
+            "/api/v1.0/tests",
+            "/api/v1.0/tests/events",
+            "/api/v1.0/status",
+            "/api/v1.0/plugins",
+            "/metrics",
+            "/healthz",
+        ] {
+            assert!(document["paths"][route].is_object(), "{route}");
+        }
+    }
+    let page = server.raw("GET", "/docs", &[], None);
+    assert!(page.status == 200 && page.body.as_str().is_some_and(|html| html.contains("openapi.json")));
+    assert!(page.headers["content-security-policy"].to_str().expect("text").contains("default-src 'none'"));
+}
+
+/// An independent tool makes up requests from the document, good ones and bad ones, and checks the answers against it.
+fn schemathesis_finds_nothing() {
+    // No target may be reached, and no browser is there: what is tested is the API.
+    let settings = [
+        ("SCOUTER_MAX_TEST_COUNT", "1000"),
+        ("SCOUTER_TEST_TIMEOUT", "2"),
+        ("SCOUTER_TARGETS_DENY", "any"),
+        ("PATH", "/nonexistent"),
+    ];
+    let server = Server::start(&settings);
+    let program = crate::support::root().join("target/lab-venv/bin/schemathesis");
+    let mut command = std::process::Command::new(program);
+    let url = server.url("/openapi.json");
+    let secret = format!("Authorization: {SECRET}");
+    command.args(["run", &url, "-H", &secret, "--phases", "examples,coverage,fuzzing", "--checks", "all"]);
+    // A wrong option is not an error of the request but of its test, as the contract says.
+    command.args(["--exclude-checks", "negative_data_rejection", "--max-examples", "30", "--seed", "1"]);
+    command.args([
+        "--request-timeout",
+        "60",
+        "--max-response-time",
+        "60",
+        "--exclude-path",
+        "/api/v1.0/tests/events",
+        "--no-color",
+    ]);
+    let output = command.current_dir(std::env::temp_dir()).output().expect("schemathesis is installed by `make test`");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
+}
