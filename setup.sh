@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what is missing, and says what it does. `setup.sh` is for building and running, `setup.sh test` adds what
-# the tests use: a network lab with real servers, and the tools whose answers ours are compared with.
+# the tests use: a network lab with real servers, and the tools whose answers ours are compared with; `setup.sh image` adds
+# what builds and runs the container image. `setup.sh driver` is for the image itself: the driver of Firefox alone.
 set -eu
 cd "$(dirname "$0")"
 
@@ -28,11 +29,26 @@ wanted() {
         echo 'python3 python3-venv to run a DNS-over-QUIC server in the lab'
         echo 'setpriv util-linux to run the server without privileges'
     fi
+    if [ "${1:-}" = image ]; then
+        echo 'dockerd docker.io to run the container image'
+        echo 'buildah buildah to build it'
+        echo 'debootstrap debootstrap to make the image that it is built on, where none can be pulled'
+    fi
     if [ "${1:-}" = bench ]; then
         wanted test
         echo 'wrk wrk to load the API'
     fi
 }
+
+driver() {
+    say 'installing geckodriver (Rust, some minutes): to drive Firefox with'
+    cargo install --quiet --locked geckodriver
+}
+if [ "${1:-}" = driver ]; then
+    # Debian has none.
+    driver
+    exit
+fi
 
 if ! command -v rustup >/dev/null; then
     say 'rustup is missing: install Rust with it first (https is all it needs); it brings the toolchain that rust-toolchain.toml names'
@@ -70,8 +86,7 @@ if [ -n "$missing" ]; then
 fi
 # Debian has no geckodriver.
 if ! command -v geckodriver >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/geckodriver" ]; then
-    say 'installing geckodriver (Rust, some minutes): to drive Firefox with'
-    cargo install --quiet --locked geckodriver
+    driver
 fi
 if [ "${1:-}" = test ] || [ "${1:-}" = bench ]; then
     if [ ! -x target/lab-venv/bin/python ] || ! target/lab-venv/bin/python -c 'import aioquic, mmdb_writer, schemathesis' 2>/dev/null; then

@@ -5,6 +5,7 @@
 //! - `cli`      the command line and the settings
 //! - `events`   what watchers of a receipt are told
 //! - `operator` counters, OpenAPI, and an independent tool that tries it
+//! - `hardening` TLS, rates, access log, capabilities
 //! - `sandbox`  hostile plugins: what each costs is one failed test
 //! - `loading`  hostile plugin files and caches
 //! - `lab`      real servers in network namespaces; the same questions put to ping, dig and curl
@@ -19,6 +20,7 @@ mod api;
 mod asn;
 mod cli;
 mod events;
+mod hardening;
 mod lab;
 mod loading;
 mod operator;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         cli::trials(),
         events::trials(),
         operator::trials(),
+        hardening::trials(),
         sandbox::trials(),
         loading::trials(),
     ]

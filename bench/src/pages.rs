@@ -46,10 +46,11 @@ impl<'a> Bare<'a> {
         })
     }
 
-    fn session(&self) -> String {
+    /// `bidi`: with the means to be told of requests, as a test needs them.
+    fn session(&self, bidi: bool) -> String {
         let arguments =
             ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"];
-        let wanted = json!({"capabilities": {"alwaysMatch": {"browserName": "chrome",
+        let wanted = json!({"capabilities": {"alwaysMatch": {"browserName": "chrome", "webSocketUrl": bidi,
             "goog:chromeOptions": {"binary": "/usr/bin/chromium", "args": arguments}}}});
         self.ask("POST", "/session", &wanted)["value"]["sessionId"].as_str().expect("a session").to_owned()
     }
@@ -77,10 +78,11 @@ fn load(server: &Server, url: &str) -> (f64, Value) {
 /// Warm and cold, beside chromedriver alone in turns.
 pub fn pages(lab: &Lab) {
     let bare = Bare::start(lab);
-    let (mut navigate, mut cold_bare, mut warm, mut cold) = (vec![], vec![], vec![], vec![]);
+    let (mut navigate, mut warm) = (vec![], vec![]);
+    let (mut cold_bare, mut cold_bidi, mut cold) = (vec![], vec![], vec![]);
     let server = lab.server(&[("SCOUTER_LOG", "info")]);
     load(&server, PAGE);
-    let session = bare.session();
+    let session = bare.session(false);
     let go = |session: &str| {
         let started = Instant::now();
         bare.ask("POST", &format!("/session/{session}/url"), &json!({"url": PAGE}));
@@ -95,23 +97,27 @@ pub fn pages(lab: &Lab) {
     }
     bare.ask("DELETE", &format!("/session/{session}"), &json!({}));
     drop(server);
-    for _ in 0..ROUNDS / 2 {
-        let started = Instant::now();
-        let alone = Bare::start(lab);
-        let session = alone.session();
-        alone.ask("POST", &format!("/session/{session}/url"), &json!({"url": PAGE}));
-        alone.ask("DELETE", &format!("/session/{session}"), &json!({}));
-        cold_bare.push(ms(started));
-        drop(alone);
+    for _ in 0..ROUNDS {
+        for (bidi, times) in [(false, &mut cold_bare), (true, &mut cold_bidi)] {
+            let started = Instant::now();
+            let alone = Bare::start(lab);
+            let session = alone.session(bidi);
+            alone.ask("POST", &format!("/session/{session}/url"), &json!({"url": PAGE}));
+            alone.ask("DELETE", &format!("/session/{session}"), &json!({}));
+            times.push(ms(started));
+        }
         let server = lab.server(&[("SCOUTER_LOG", "info")]);
         cold.push(load(&server, PAGE).0);
     }
     let (navigate, warm) = (median(navigate), median(warm));
     let most = navigate * 1.3 + 150.0;
     report("browser_request, warm Chrome", &format!("{warm:.0} ms, bare {navigate:.0} ms"), &format!("< {most:.0} ms"));
-    let (bare, cold) = (median(cold_bare), median(cold));
-    let most = bare * 1.2;
-    report("browser_request, cold Chrome", &format!("{cold:.0} ms, bare {bare:.0} ms"), &format!("< {most:.0} ms"));
+    let cold = median(cold);
+    for (session, bare) in [("a session with BiDi", median(cold_bidi)), ("a session without", median(cold_bare))] {
+        let most = bare * 1.2;
+        let got = format!("{cold:.0} ms, bare chromedriver, {session}: {bare:.0} ms");
+        report("browser_request, cold Chrome", &got, &format!("< {most:.0} ms"));
+    }
 }
 
 /// The phases of a page's document, and curl's of the same resource, in turns; each over a new connection.

@@ -3,12 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
 
+use crate::api::Identity;
 use crate::net::asn::Source;
 use crate::net::browser;
 use crate::policy::Rule;
@@ -142,6 +144,18 @@ pub struct Serve {
     #[arg(long, env = "SCOUTER_MMDB_URL", value_name = "URL", hide_env_values = true)]
     pub mmdb_url: Option<String>,
 
+    /// Requests that each secret may make in a second (and at once); over that they are answered 429. 0: any number
+    #[arg(long, env = "SCOUTER_RATE_LIMIT", value_name = "REQUESTS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub rate_limit: u32,
+
+    /// File with the certificate chain for TLS, as PEM; read again when it changes. Without it the API speaks plain HTTP
+    #[arg(long, env = "SCOUTER_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// File with the private key of that certificate, as PEM
+    #[arg(long, env = "SCOUTER_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
     /// Connections open at once
     #[arg(long, env = "SCOUTER_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value_t = 4096, value_parser = count(1, 1_000_000))]
     pub max_connections: u64,
@@ -217,6 +231,15 @@ impl Serve {
     pub fn asn_source(&self) -> anyhow::Result<Option<Source>> {
         let some = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
         Source::new(some(&self.mmdb_url).as_deref(), some(&self.mmdb_license_key).as_deref())
+    }
+
+    /// The API's certificate, when it has one of its own.
+    ///
+    /// # Errors
+    /// See [`Identity::open`].
+    pub fn identity(&self) -> anyhow::Result<Option<Arc<Identity>>> {
+        let files = self.tls_cert.as_ref().zip(self.tls_key.as_ref());
+        files.map(|(certificate, key)| Ok(Arc::new(Identity::open(certificate, key)?))).transpose()
     }
 
     #[must_use]

@@ -24,6 +24,8 @@ pub mod plan;
 pub mod plugins;
 /// Which addresses may be reached.
 pub mod policy;
+/// Capabilities: raised, used, dropped.
+pub mod privilege;
 /// Receipts and the results in them.
 pub mod receipts;
 /// A permit for each test, its deadline, its outcome.

@@ -119,7 +119,8 @@ fn a_page_that_attacks_reaches_nothing_that_is_closed(lab: &Lab) {
         _ => response("200 OK", "Content-Length: 0\r\n", ""),
     });
     let before = number(&server.get("/api/v1.0/status").body["total_requests"]);
-    for driver in DRIVERS {
+    // Chrome's first page has a context and a door of its own, its others have not.
+    for driver in ["chrome", "chrome", "firefox"] {
         let test = load(&server, json!({"url": site.url("/"), "driver": driver, "timeout_ms": 6000}));
         assert_eq!(test["result"]["parent"]["status"], json!(200), "{driver}: {test}");
         let reached = site.paths().into_iter().filter(|path| path.starts_with("/reached")).collect::<Vec<_>>();
@@ -132,13 +133,15 @@ fn a_page_that_attacks_reaches_nothing_that_is_closed(lab: &Lab) {
         }
     }
     let after = number(&server.get("/api/v1.0/status").body["total_requests"]);
-    assert!((after - before - 3.0).abs() < 0.1, "the API got no request but ours: {before} {after}");
+    assert!((after - before - 4.0).abs() < 0.1, "the API got no request but ours: {before} {after}");
     // Everything that was tried is in the gate's log, refused.
     let log = server.log();
     let through: Vec<&str> =
         log.lines().filter(|line| line.contains(" gate ") && line.contains("cause=None")).collect();
     assert!(!through.is_empty() && through.iter().all(|line| line.contains("10.77.0.8")), "{through:?}");
     assert!(log.lines().any(|line| line.contains(" gate ") && line.contains("127.0.0.1") && line.contains("Denied")));
+    let services: Vec<&str> = log.lines().filter(|line| line.contains("google") || line.contains("mozilla")).collect();
+    assert!(services.is_empty(), "what browsers do on their own account gets no further: {services:?}");
     assert!(
         log.lines().any(|line| line.contains(" gate ") && line.contains("169.254.169.254") && line.contains("Denied"))
     );

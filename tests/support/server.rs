@@ -89,8 +89,10 @@ impl Server {
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let mut address = None;
         for line in lines.by_ref().map_while(Result::ok) {
-            if let Some((_, rest)) = line.split_once("address=").filter(|_| line.contains("listening")) {
-                address = rest.split_whitespace().next().and_then(|text| text.parse().ok());
+            // As text, or as JSON.
+            let told = line.split_once("address=").or_else(|| line.split_once("\"address\":\""));
+            if let Some((_, rest)) = told.filter(|_| line.contains("listening")) {
+                address = rest.split([' ', '"']).next().and_then(|text| text.parse().ok());
             }
             log.lock().unwrap().push_str(&(line + "\n"));
             if address.is_some() {

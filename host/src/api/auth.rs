@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use governor::clock::Clock;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::{Api, ApiError};
 
@@ -21,28 +21,40 @@ const GUESSES_PER_SECOND: NonZeroU32 = NonZeroU32::new(2).unwrap();
 /// Addresses remembered before the list is tidied.
 const ADDRESSES: usize = 10_000;
 
-/// Digests of the secrets, and who guessed how often.
+type SecretDigest = [u8; 32];
+
+/// Digests of the secrets, who guessed how often, and who asks how often.
 pub struct Auth {
-    digests: RwLock<Arc<[[u8; 32]]>>,
+    digests: RwLock<Arc<[SecretDigest]>>,
     guesses: DefaultKeyedRateLimiter<IpAddr>,
+    /// Of each secret.
+    requests: Option<DefaultKeyedRateLimiter<SecretDigest>>,
 }
 
 impl Auth {
+    /// `rate`: requests that each secret may make in a second; None: any number.
     #[must_use]
-    pub fn new(digests: Vec<[u8; 32]>) -> Self {
+    pub fn new(digests: Vec<SecretDigest>, rate: Option<NonZeroU32>) -> Self {
         let quota = Quota::per_second(GUESSES_PER_SECOND).allow_burst(GUESSES);
-        Self { digests: RwLock::new(digests.into()), guesses: RateLimiter::keyed(quota) }
+        Self {
+            digests: RwLock::new(digests.into()),
+            guesses: RateLimiter::keyed(quota),
+            requests: rate.map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
+        }
     }
 
     /// These from now on, and no others.
-    pub fn replace(&self, digests: Vec<[u8; 32]>) {
+    pub fn replace(&self, digests: Vec<SecretDigest>) {
+        if let Some(requests) = &self.requests {
+            requests.retain_recent();
+        }
         *self.digests.write().unwrap_or_else(PoisonError::into_inner) = digests.into();
     }
 
-    /// The same work whether or not the header is there and however much of it is right: digests are compared, all of
+    /// Which secret it is, if it is one. The same work whether or not the header is there and however much of it is right: digests are compared, all of
     /// them, in constant time (threat 27).
     #[must_use]
-    pub fn accepts(&self, headers: &HeaderMap) -> bool {
+    pub fn accepts(&self, headers: &HeaderMap) -> Option<SecretDigest> {
         let given = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
         let bearer = match given.split_first_chunk::<7>() {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"Bearer ") => rest,
@@ -50,10 +62,21 @@ impl Auth {
         };
         let (plain, bearer) = (Sha256::digest(given), Sha256::digest(bearer));
         let digests = Arc::clone(&self.digests.read().unwrap_or_else(PoisonError::into_inner));
-        let found = digests
-            .iter()
-            .fold(Choice::from(0), |found, digest| found | digest[..].ct_eq(&plain) | digest[..].ct_eq(&bearer));
-        found.into()
+        let (mut found, mut which) = (Choice::from(0), [0; 32]);
+        for digest in digests.iter() {
+            let same = digest[..].ct_eq(&plain) | digest[..].ct_eq(&bearer);
+            found |= same;
+            which.iter_mut().zip(digest).for_each(|(to, from)| to.conditional_assign(from, same));
+        }
+        bool::from(found).then_some(which)
+    }
+
+    fn slow_down(&self, secret: SecretDigest) -> Result<(), ApiError> {
+        let Some(requests) = &self.requests else { return Ok(()) };
+        requests.check_key(&secret).map_err(|until| {
+            let wait = until.wait_time_from(requests.clock().now());
+            ApiError::TooManyRequests { retry_after_s: wait.as_secs() + 1 }
+        })
     }
 
     fn refuse(&self, from: Option<IpAddr>) -> ApiError {
@@ -80,8 +103,11 @@ fn network_of(address: IpAddr) -> IpAddr {
 }
 
 pub async fn require(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    if api.auth.accepts(request.headers()) {
-        return next.run(request).await;
+    if let Some(secret) = api.auth.accepts(request.headers()) {
+        return match api.auth.slow_down(secret) {
+            Ok(()) => next.run(request).await,
+            Err(error) => error.into_response(),
+        };
     }
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     api.auth.refuse(from).into_response()
@@ -94,24 +120,34 @@ mod tests {
     fn accepts(auth: &Auth, value: &str) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, value.parse().expect("a header value"));
-        auth.accepts(&headers)
+        auth.accepts(&headers).is_some()
     }
 
     #[test]
     fn every_secret_is_taken_plain_and_as_bearer_and_nothing_else() {
-        let auth = Auth::new(vec![Sha256::digest("first secret").into(), Sha256::digest("second").into()]);
+        let auth = Auth::new(vec![Sha256::digest("first secret").into(), Sha256::digest("second").into()], None);
         for good in ["first secret", "second", "Bearer second", "bearer first secret"] {
             assert!(accepts(&auth, good), "{good}");
         }
         for bad in ["", "first", "first secret ", "Bearer", "Bearer ", "Basic second", "SECOND"] {
             assert!(!accepts(&auth, bad), "{bad}");
         }
-        assert!(!auth.accepts(&HeaderMap::new()));
+        assert!(auth.accepts(&HeaderMap::new()).is_none());
+    }
+
+    #[test]
+    fn each_secret_has_a_rate_of_its_own() {
+        let (first, second) = ([1; 32], [2; 32]);
+        let auth = Auth::new(vec![first, second], NonZeroU32::new(5));
+        let slowed = (0..20).filter(|_| auth.slow_down(first).is_err()).count();
+        assert!((14..=15).contains(&slowed), "{slowed}");
+        assert!(auth.slow_down(second).is_ok());
+        assert!((0..20).all(|_| Auth::new(vec![first], None).slow_down(first).is_ok()));
     }
 
     #[test]
     fn guessing_is_slowed_down_by_network() {
-        let auth = Auth::new(vec![]);
+        let auth = Auth::new(vec![], None);
         let from = |text: &str| Some(text.parse().expect("address"));
         let slowed =
             (0..1000).filter(|_| matches!(auth.refuse(from("2600::1")), ApiError::TooManyGuesses { .. })).count();

@@ -14,6 +14,8 @@ pub enum ApiError {
     Unauthorized,
     #[error("Too many requests with a wrong secret. Try again later.")]
     TooManyGuesses { retry_after_s: u64 },
+    #[error("Too many requests with this secret. Try again later.")]
+    TooManyRequests { retry_after_s: u64 },
     #[error("No such route. The API is under /api/v1.0: tests, status, plugins.")]
     NoSuchRoute,
     #[error("This route does not take this method.")]
@@ -50,7 +52,9 @@ impl ApiError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::QueueFull(_) | Self::TooManyGuesses { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull(_) | Self::TooManyGuesses { .. } | Self::TooManyRequests { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -60,7 +64,7 @@ impl ApiError {
         match self {
             Self::QueueFull(_) => Some(1),
             Self::ShuttingDown => Some(10),
-            Self::TooManyGuesses { retry_after_s } => Some(*retry_after_s),
+            Self::TooManyGuesses { retry_after_s } | Self::TooManyRequests { retry_after_s } => Some(*retry_after_s),
             _ => None,
         }
     }

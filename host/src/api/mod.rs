@@ -1,5 +1,6 @@
 //! The REST API. Each file owns its routes, types and handlers; this one merges them, authenticates, and serves.
 
+mod access;
 mod auth;
 mod error;
 mod events;
@@ -10,6 +11,7 @@ mod plugins;
 mod serve;
 mod status;
 mod tests;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -30,6 +32,7 @@ use crate::runner::{Requests, Runner};
 pub use auth::Auth;
 pub use error::ApiError;
 pub use serve::{Listening, serve};
+pub use tls::Identity;
 
 /// What handlers share.
 pub struct Api {
@@ -98,6 +101,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .fallback(|| async { ApiError::NoSuchRoute })
         .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
         .layer(middleware::from_fn_with_state(Arc::clone(&api), metrics::count))
+        .layer(middleware::from_fn(access::log))
         .with_state(api)
 }
 

@@ -10,13 +10,16 @@ use axum::Router;
 use axum::extract::{ConnectInfo, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+
+use super::tls::Identity;
 
 /// A request's head must have arrived after this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,34 +69,40 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// What all connections share.
+struct Shared {
+    http: auto::Builder<TokioExecutor>,
+    router: Router,
+    /// None: without TLS.
+    identity: Option<Arc<Identity>>,
+    connections: Arc<Semaphore>,
+}
+
 /// Serves until `stop`; then finishes the requests that are being answered.
-pub async fn serve(listening: Listening, router: Router, max_connections: usize, stop: CancellationToken) {
+pub async fn serve(
+    listening: Listening,
+    router: Router,
+    identity: Option<Arc<Identity>>,
+    max_connections: usize,
+    stop: CancellationToken,
+) {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     http.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(20)));
-    let http = Arc::new(http);
     let connections = Arc::new(Semaphore::new(max_connections));
-    let accepting = listening
-        .listeners
-        .into_iter()
-        .map(|listener| accept(listener, router.clone(), Arc::clone(&http), Arc::clone(&connections), stop.clone()));
-    futures_util::future::join_all(accepting).await;
+    let shared = Arc::new(Shared { http, router, identity, connections });
+    let listeners = listening.listeners.into_iter();
+    futures_util::future::join_all(listeners.map(|listener| accept(listener, &shared, &stop))).await;
 }
 
-async fn accept(
-    listener: TcpListener,
-    router: Router,
-    http: Arc<auto::Builder<TokioExecutor>>,
-    connections: Arc<Semaphore>,
-    stop: CancellationToken,
-) {
+async fn accept(listener: TcpListener, shared: &Arc<Shared>, stop: &CancellationToken) {
     let graceful = GracefulShutdown::new();
     loop {
         // The permit first: over the limit the kernel's queue holds the rest.
         let (permit, accepted) = tokio::select! {
             () = stop.cancelled() => break,
             both = async {
-                let permit = Arc::clone(&connections).acquire_owned().await;
+                let permit = Arc::clone(&shared.connections).acquire_owned().await;
                 (permit, listener.accept().await)
             } => both,
         };
@@ -108,18 +117,33 @@ async fn accept(
         };
         // Answers leave at once; only a closed connection makes this fail.
         let _ = stream.set_nodelay(true);
-        let service = router.clone().map_request(move |mut request: Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(ConnectInfo(from));
-            request.map(axum::body::Body::new)
-        });
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
-        let connection = graceful.watch(connection);
+        let (shared, watcher) = (Arc::clone(shared), graceful.watcher());
         tokio::spawn(async move {
-            // A client that goes away in the middle is none of the server's errors.
-            let _ = connection.await;
+            let Some(identity) = &shared.identity else {
+                connection(stream, from, &shared, watcher).await;
+                return drop(permit);
+            };
+            match tokio::time::timeout(HEAD_TIMEOUT, identity.acceptor().accept(stream)).await {
+                Ok(Ok(stream)) => connection(stream, from, &shared, watcher).await,
+                Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS handshake"),
+                Err(_) => tracing::debug!(%from, "no TLS handshake in time"),
+            }
             drop(permit);
         });
     }
     drop(listener);
     graceful.shutdown().await;
+}
+
+async fn connection<S>(stream: S, from: SocketAddr, shared: &Shared, watcher: Watcher)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = shared.router.clone().map_request(move |mut request: Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(from));
+        request.map(axum::body::Body::new)
+    });
+    let connection = shared.http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+    // A client that goes away in the middle is none of the server's errors.
+    let _ = watcher.watch(connection).await;
 }

@@ -1,14 +1,14 @@
 //! `scouter health`: does the server on this machine answer? For containers without any other program in them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use axum::body::Body;
 use clap::Args;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+
+use crate::net::tls::Tls;
 
 const TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -21,6 +21,10 @@ pub struct Health {
     /// Port that it listens on
     #[arg(long, env = "API_PORT", value_name = "PORT", default_value_t = 8000)]
     port: u16,
+
+    /// Its certificate, when it speaks TLS; which one it is does not matter here
+    #[arg(long, env = "SCOUTER_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
 }
 
 /// # Errors
@@ -32,14 +36,13 @@ pub fn health(health: &Health) -> anyhow::Result<ExitCode> {
         Some(IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
         _ => Ipv4Addr::LOCALHOST.into(),
     };
-    let url = format!("http://{}/healthz", SocketAddr::new(address, health.port));
+    let scheme = if health.tls_cert.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}/healthz", SocketAddr::new(address, health.port));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = runtime.block_on(async {
-        let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
-        let answer = tokio::time::timeout(TIMEOUT, client.get(url.parse()?)).await;
-        let answer = answer.with_context(|| format!("{url} does not answer within {} s", TIMEOUT.as_secs()))?;
-        anyhow::Ok(answer.with_context(|| format!("{url} does not answer"))?.status())
-    })?;
+    let (tls, _) = Tls::open()?.client(&["http/1.1"], false)?;
+    let client = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().timeout(TIMEOUT).build()?;
+    let answer = runtime.block_on(async { client.get(&url).send().await });
+    let status = answer.with_context(|| format!("{url} does not answer"))?.status();
     ensure!(status.is_success(), "{url} answers {status}");
     Ok(ExitCode::SUCCESS)
 }

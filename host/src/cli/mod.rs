@@ -24,6 +24,7 @@ use crate::net::resolver::SystemConfig;
 use crate::plan::{Action, Plan};
 use crate::plugins::{Partial, Plugins};
 use crate::policy::Policy;
+use crate::privilege;
 use crate::runner::Runner;
 
 /// Remote network troubleshooting: tests as sandboxed WebAssembly components behind a REST API.
@@ -53,6 +54,9 @@ enum Command {
     /// Compile a component: wasm on standard input, machine code on standard output
     #[command(hide = true)]
     Compile,
+    /// Find out whether a browser may have a sandbox of its own
+    #[command(hide = true)]
+    Unshare,
     /// Run a browser's driver, and end everything that it started when it or the standard input ends
     #[command(hide = true)]
     Keep {
@@ -97,12 +101,15 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Some(Command::Compile) => crate::plugins::compile_main().map(|()| ExitCode::SUCCESS),
+        Some(Command::Unshare) => crate::net::browser::unshare_main().map(|()| ExitCode::SUCCESS),
         Some(Command::Health(asked)) => health::health(&asked),
         Some(Command::Keep { folder, driver }) => {
             crate::net::browser::keeper_main(&folder, &driver).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Run(run)) => {
             log(&cli.engine, "error");
+            // What it may not do then says so itself.
+            let _ = privilege::raise();
             test(&cli.engine, run)
         }
         Some(Command::Plugins(list)) => {
@@ -208,13 +215,15 @@ impl Runtimes {
         if let Some(threads) = threads {
             io.worker_threads(usize::try_from(threads)?);
         }
-        let io = io.thread_name("io").enable_all().build()?;
+        let io = io.thread_name("io").on_thread_start(|| privilege::keep_or_say(privilege::NETWORK));
+        let io = io.enable_all().build()?;
         let guests = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(GUEST_THREADS)
             .thread_name("guest")
             .on_thread_start(|| {
                 // On Linux this is the thread's own priority. Without it plugins compete as equals, no worse.
                 let _ = rustix::process::setpriority_process(None, GUEST_NICE);
+                privilege::keep_or_say(privilege::NOTHING);
             })
             .enable_all()
             .build()?;

@@ -1,5 +1,6 @@
 //! `scouter serve`: from settings to a running server, and its orderly end.
 
+use std::num::NonZeroU32;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +10,13 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Runtimes;
-use crate::api::{self, Api, Auth, Listening, Network};
+use crate::api::{self, Api, Auth, Identity, Listening, Network};
 use crate::config::{Engine, Serve};
 use crate::net::browser::Browsers;
+use crate::privilege;
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
 
@@ -23,7 +26,11 @@ const DRAIN: Duration = Duration::from_secs(9);
 pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     raise_open_files();
-    let auth = Auth::new(settings.secrets()?);
+    if let Err(error) = privilege::raise() {
+        tracing::warn!(%error, "capabilities stay as they are");
+    }
+    let auth = Auth::new(settings.secrets()?, NonZeroU32::new(settings.rate_limit));
+    let identity = settings.identity()?;
     let runtimes = Runtimes::new(settings.threads)?;
     let source = settings.asn_source()?;
     let (lent, plugins) = runtimes.load(engine)?;
@@ -54,7 +61,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         started,
         stopping: AtomicBool::new(false),
     });
-    let done = runtimes.io.block_on(run(Arc::clone(&api), settings));
+    let done = runtimes.io.block_on(run(Arc::clone(&api), identity, settings));
     runtimes.io.block_on(kept.net.browsers.end());
     runtimes.end();
     done.map(|()| ExitCode::SUCCESS)
@@ -70,22 +77,25 @@ fn raise_open_files() {
     }
 }
 
-async fn run(api: Arc<Api>, settings: &Serve) -> anyhow::Result<()> {
+async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve) -> anyhow::Result<()> {
     // Before the first request is taken: a signal must find somebody who listens.
     let mut stop = Stop::listen().context("signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("signals")?;
     let listening = Listening::bind(&settings.addresses())?;
-    announce(&api, &listening, settings);
+    // Everything that needs more is open.
+    privilege::keep_or_say(privilege::NETWORK);
+    announce(&api, &listening, identity.is_some(), settings);
     let closing = CancellationToken::new();
     let router = api::router(Arc::clone(&api));
     let max_connections = usize::try_from(settings.max_connections)?;
-    let serving = tokio::spawn(api::serve(listening, router, max_connections, closing.clone()));
+    let serving = tokio::spawn(api::serve(listening, router, identity.clone(), max_connections, closing.clone()));
     let tidy = tokio::spawn(expire(Arc::clone(&api.receipts)));
+    let follow = identity.clone().map(|identity| AbortOnDropHandle::new(tokio::spawn(identity.follow())));
 
     let signal = loop {
         tokio::select! {
             signal = stop.wait() => break signal,
-            _ = hangup.recv() => reload(&api, settings),
+            _ = hangup.recv() => reload(&api, identity.as_deref(), settings),
         }
     };
     let end = tokio::time::Instant::now() + DRAIN;
@@ -100,13 +110,17 @@ async fn run(api: Arc<Api>, settings: &Serve) -> anyhow::Result<()> {
     closing.cancel();
     let answered = tokio::time::timeout_at(end + Duration::from_millis(500), serving).await;
     tidy.abort();
+    drop(follow);
     tracing::info!(whole = answered.is_ok(), "stopped");
     Ok(())
 }
 
-/// SIGHUP: secrets are read again from their file, so that they can be changed without a restart. What cannot be used
-/// changes nothing.
-fn reload(api: &Api, settings: &Serve) {
+/// SIGHUP: secrets are read again from their file, so that they can be changed without a restart, and so is the
+/// certificate. What cannot be used changes nothing.
+fn reload(api: &Api, identity: Option<&Identity>, settings: &Serve) {
+    if let Some(Err(error)) = identity.map(Identity::reload) {
+        tracing::error!(error = format!("{error:#}"), "SIGHUP: the TLS certificate stays as it was");
+    }
     match settings.secrets() {
         Ok(digests) => {
             tracing::info!(secrets = digests.len(), "SIGHUP: secrets read again");
@@ -126,7 +140,7 @@ async fn expire(receipts: Arc<Receipts>) {
     }
 }
 
-fn announce(api: &Api, listening: &Listening, settings: &Serve) {
+fn announce(api: &Api, listening: &Listening, tls: bool, settings: &Serve) {
     let names: Vec<&str> = api.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
     for (family, socket) in [("IPv4", &api.network.icmp_v4), ("IPv6", &api.network.icmp_v6)] {
         match (socket.mode, &socket.why) {
@@ -140,8 +154,11 @@ fn announce(api: &Api, listening: &Listening, settings: &Serve) {
         trust_anchors = api.network.trust_anchors,
         "network"
     );
-    for missing in Browsers::missing() {
-        tracing::warn!(missing, "browser_request cannot use every browser");
+    for (driver, found) in Browsers::found() {
+        match found {
+            Ok(browser) => tracing::info!(driver, browser = %browser.display(), "browser"),
+            Err(missing) => tracing::warn!(driver, missing, "no browser: browser_request with this driver will fail"),
+        }
     }
     tracing::info!(open = api.network.targets, "targets");
     tracing::info!(at_once = settings.max_process_count, waiting = settings.max_queue, "tests");
@@ -151,7 +168,8 @@ fn announce(api: &Api, listening: &Listening, settings: &Serve) {
         tracing::info!(types = names.join(" "), "test types");
     }
     for address in &listening.addresses {
-        tracing::info!(%address, ms = api.started.elapsed().as_millis(), "listening");
+        let scheme = if tls { "https" } else { "http" };
+        tracing::info!(%address, scheme, ms = api.started.elapsed().as_millis(), "listening");
     }
 }
 

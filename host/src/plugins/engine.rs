@@ -13,8 +13,11 @@ const FIBER_STACK: usize = 1 << 20;
 
 /// The configuration is part of the key under which compiled plugins are cached: the server and its compiling child
 /// must agree on it.
-fn config() -> Config {
+fn config() -> anyhow::Result<Config> {
     let mut config = Config::new();
+    // What every processor of this kind can do, not what this one can: plugins that were compiled into an image run where
+    // the image does.
+    config.target(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH))?;
     config.wasm_component_model(true);
     // Guests are plain functions run on fibers: the young concurrent part of the runtime stays out.
     config.concurrency_support(false);
@@ -25,16 +28,17 @@ fn config() -> Config {
     config.wasm_memory64(false).wasm_multi_memory(false);
     config.wasm_backtrace_max_frames(NonZeroUsize::new(16));
     config.wasm_backtrace_details(WasmBacktraceDetails::Disable);
-    config
+    Ok(config)
 }
 
 /// # Errors
 /// When this machine cannot run compiled wasm.
 pub fn new() -> anyhow::Result<Engine> {
-    let engine = Engine::new(&config())?;
+    let engine = Engine::new(&config()?)?;
     // A thread of its own: a tokio timer would stand still with the runtime that guests keep busy.
     let clock = engine.weak();
     std::thread::Builder::new().name("epoch".into()).spawn(move || {
+        crate::privilege::keep_or_say(crate::privilege::NOTHING);
         while let Some(engine) = clock.upgrade() {
             engine.increment_epoch();
             drop(engine);
@@ -49,7 +53,7 @@ pub fn new() -> anyhow::Result<Engine> {
 /// # Errors
 /// When this machine cannot compile.
 pub fn compiler() -> anyhow::Result<Engine> {
-    let mut config = config();
+    let mut config = config()?;
     config.parallel_compilation(false);
     Ok(Engine::new(&config)?)
 }

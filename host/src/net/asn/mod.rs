@@ -139,7 +139,10 @@ impl Asn {
                 let mut state = write(&self.state);
                 state.seen = None;
                 if state.database.is_none() && state.problem.is_none() {
-                    state.problem = Some(format!("no database: '{}': {error}", file.display()));
+                    let problem = format!("no database: '{}': {error}", file.display());
+                    let todo = "set MMDB_LICENSE_KEY, SCOUTER_MMDB_URL or SCOUTER_MMDB_PATH";
+                    tracing::warn!(problem, todo, "no ASN database: systems are not named in traces");
+                    state.problem = Some(problem);
                 }
                 return;
             }

@@ -2,7 +2,7 @@
 //! once, asks the policy, and dials that very address, so that no answer of a name server and no redirect leads past the
 //! policy; and it keeps a record of each connection, because the browser sees only the gate.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -105,11 +105,27 @@ impl Visit {
     }
 }
 
-/// A port of the gate. Nobody gets through while no page is being loaded.
+/// Which way a browser takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// A user context of the page's own leads here.
+    Page,
+    /// All else of the browser leads here, and what it does on its own account (updates, suggestions, telemetry) gets no
+    /// further. Only the first page of a new browser does, where it is loaded in the browser's own context.
+    Own,
+}
+
+/// Who may pass a door now.
+type Visiting = Arc<Mutex<Option<Arc<Visit>>>>;
+
+/// Nobody gets through while no page is being loaded.
 pub struct Gate {
+    /// Of the operator's range; for pages.
     pub port: u16,
-    visit: Arc<Mutex<Option<Arc<Visit>>>>,
-    _serve: AbortOnDropHandle<()>,
+    /// Of the kernel's choice; for the browser itself.
+    pub own_port: u16,
+    doors: [Visiting; 2],
+    _serve: [AbortOnDropHandle<()>; 2],
 }
 
 impl Gate {
@@ -123,34 +139,26 @@ impl Gate {
         resolver: Arc<Resolver>,
         policy: Arc<Policy>,
     ) -> Result<Self, (std::io::Error, T)> {
-        let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
-            Ok(listener) => listener,
+        let bound = async {
+            let page = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+            let own = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            let own_port = own.local_addr()?.port();
+            Ok((page, own, own_port))
+        };
+        let (page, own, own_port) = match bound.await {
+            Ok(bound) => bound,
             Err(error) => return Err((error, lease)),
         };
-        // Dropped in this order.
-        let held = (listener, lease);
-        let visit = Arc::new(Mutex::new(None::<Arc<Visit>>));
-        let current = Arc::clone(&visit);
-        let serve = tokio::spawn(async move {
-            let held = held;
-            loop {
-                let Ok((stream, _)) = held.0.accept().await else {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                };
-                let Some(visit) = lock(&current).clone() else { continue };
-                let (resolver, policy) = (Arc::clone(&resolver), Arc::clone(&policy));
-                tokio::spawn(async move {
-                    let over = visit.over.clone();
-                    let _ = over.run_until_cancelled(connection(stream, &visit, &resolver, &policy)).await;
-                });
-            }
-        });
-        Ok(Self { port, visit, _serve: AbortOnDropHandle::new(serve) })
+        let doors = [Visiting::default(), Visiting::default()];
+        let serve = [
+            serve(page, Some(lease), Arc::clone(&doors[0]), Arc::clone(&resolver), Arc::clone(&policy)),
+            serve(own, None, Arc::clone(&doors[1]), resolver, policy),
+        ];
+        Ok(Self { port, own_port, doors, _serve: serve.map(|serve| AbortOnDropHandle::new(tokio::spawn(serve))) })
     }
 
-    /// Opens the gate for one page.
-    pub fn admit(&self) -> Admission<'_> {
+    /// Opens a door for one page.
+    pub fn admit(&self, door: Door) -> Admission<'_> {
         let visit = Arc::new(Visit {
             records: Mutex::default(),
             bytes: AtomicU64::new(0),
@@ -158,21 +166,46 @@ impl Gate {
             limit: OnceLock::new(),
             over: CancellationToken::new(),
         });
-        *lock(&self.visit) = Some(Arc::clone(&visit));
-        Admission { gate: self, visit }
+        let door = &self.doors[usize::from(door == Door::Own)];
+        *lock(door) = Some(Arc::clone(&visit));
+        Admission { door, visit }
     }
 }
 
 /// While it is held, the page gets through. Afterwards its connections are closed.
 pub struct Admission<'a> {
-    gate: &'a Gate,
+    door: &'a Visiting,
     pub visit: Arc<Visit>,
 }
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        *lock(&self.gate.visit) = None;
+        *lock(self.door) = None;
         self.visit.over.cancel();
+    }
+}
+
+/// What comes while nobody may pass is closed at once.
+async fn serve<T: Send>(
+    listener: TcpListener,
+    lease: Option<T>,
+    visiting: Visiting,
+    resolver: Arc<Resolver>,
+    policy: Arc<Policy>,
+) {
+    // Dropped in this order.
+    let held = (listener, lease);
+    loop {
+        let Ok((stream, _)) = held.0.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let Some(visit) = lock(&visiting).clone() else { continue };
+        let (resolver, policy) = (Arc::clone(&resolver), Arc::clone(&policy));
+        tokio::spawn(async move {
+            let over = visit.over.clone();
+            let _ = over.run_until_cancelled(connection(stream, &visit, &resolver, &policy)).await;
+        });
     }
 }
 
@@ -310,22 +343,6 @@ async fn read<const N: usize>(stream: &mut TcpStream) -> std::io::Result<[u8; N]
     let mut bytes = [0; N];
     stream.read_exact(&mut bytes).await?;
     Ok(bytes)
-}
-
-/// A port of loopback that nothing gets through: for what a browser does on its own account.
-pub async fn dead_end() -> std::io::Result<(SocketAddr, AbortOnDropHandle<()>)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let address = listener.local_addr()?;
-    let refuse = tokio::spawn(async move {
-        loop {
-            match listener.accept().await {
-                // Closed at once.
-                Ok(_) => {}
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    });
-    Ok((address, AbortOnDropHandle::new(refuse)))
 }
 
 fn ms(duration: Duration) -> f64 {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::bidi::{Bidi, BidiError};
 use super::collector::{Collector, Entry, REQUESTS};
-use super::gate::{self, Record, Visit};
+use super::gate::{self, Door, Record, Visit};
 use super::session::Session;
 use super::{BrowserError, Exchange, Failure, FailureKind, Header, Kind, Page, Request, Vitals, errors};
 
@@ -44,25 +44,29 @@ const CHROME_EVENTS: [&str; 6] = [
 
 /// In a world of its own, where the page's scripts have changed nothing.
 const VITALS: &str = r"new Promise(done => {
-  const navigation = performance.getEntriesByType('navigation')[0] || {};
-  const some = value => value > 0 ? value : null;
-  const vitals = {ttfb: some(navigation.responseStart), dcl: some(navigation.domContentLoadedEventEnd),
-                  load: some(navigation.loadEventEnd), fcp: null, lcp: null, cls: null};
-  for (const paint of performance.getEntriesByType('paint'))
-    if (paint.name === 'first-contentful-paint') vitals.fcp = paint.startTime;
+  const seen = {lcp: null, cls: null};
   const observe = (type, each) => {
     if (!(PerformanceObserver.supportedEntryTypes || []).includes(type)) return false;
     new PerformanceObserver(list => list.getEntries().forEach(each)).observe({type, buffered: true});
     return true;
   };
-  observe('largest-contentful-paint', entry => { vitals.lcp = entry.startTime; });
-  if (observe('layout-shift', entry => { if (!entry.hadRecentInput) vitals.cls += entry.value; })) vitals.cls = 0;
-  setTimeout(() => done(JSON.stringify(vitals)), 5);
+  observe('largest-contentful-paint', entry => { seen.lcp = entry.startTime; });
+  if (observe('layout-shift', entry => { if (!entry.hadRecentInput) seen.cls += entry.value; })) seen.cls = 0;
+  setTimeout(() => {
+    const navigation = performance.getEntriesByType('navigation')[0] || {};
+    const some = value => value > 0 ? value : null;
+    const paint = performance.getEntriesByName('first-contentful-paint')[0];
+    done(JSON.stringify({ttfb: some(navigation.responseStart), dcl: some(navigation.domContentLoadedEventEnd),
+                         load: some(navigation.loadEventEnd), fcp: paint ? paint.startTime : null, ...seen}));
+  }, WAIT);
 })";
+/// What observers are told of is told this much later.
+const OBSERVED: Duration = Duration::from_millis(5);
 
 /// How the waiting for a page ended.
 enum End {
-    Loaded,
+    /// The vitals have been asked for.
+    Loaded(Option<Answer>),
     Failed(String),
     Stopped(Failure),
     Crashed,
@@ -74,6 +78,7 @@ pub struct Prepared {
     user_context: String,
     context: String,
     verify_tls: bool,
+    door: Door,
 }
 
 /// Loads the page. The other value is whether the browser still answers.
@@ -83,19 +88,42 @@ pub async fn load(
     request: &Request,
     life: Duration,
 ) -> (Result<Page, BrowserError>, bool) {
-    let page = visit(session, request, life, &prepared.context).await;
+    let page = visit(session, request, life, prepared).await;
     let healthy = page.as_ref().is_ok_and(|(_, healthy)| *healthy);
     (page.map(|(page, _)| page), healthy)
 }
 
 /// Forgets all that a page has left, and makes ready for the next one. False: the browser is of no further use.
 pub async fn renew(session: &mut Session, used: &Prepared) -> bool {
-    let gone = json!({"userContext": used.user_context});
-    if session.bidi.call("browser.removeUserContext", gone, ASK).await.is_err() {
-        return false;
+    match renewed(session, used).await {
+        Ok(spare) => session.spare = Some(spare),
+        Err(error) => tracing::warn!(browser = session.name, %error, "browser ended: it cannot be used again"),
     }
-    session.spare = prepare(session, true).await.ok();
     session.spare.is_some()
+}
+
+async fn renewed(session: &Session, used: &Prepared) -> Result<Prepared, BidiError> {
+    forget(session, used).await?;
+    prepare(session, true).await
+}
+
+/// Ends all of a page. What the browser's own context keeps of it no other page sees, and nothing of it gets through the
+/// gate any more.
+async fn forget(session: &Session, used: &Prepared) -> Result<(), BidiError> {
+    let bidi = &session.bidi;
+    if used.door == Door::Page {
+        let gone = json!({"userContext": used.user_context});
+        return bidi.call("browser.removeUserContext", gone, ASK).await.map(drop);
+    }
+    let tree = bidi.call("browsingContext.getTree", json!({"maxDepth": 0}), ASK).await?;
+    // Chrome ends with the last window of its own context.
+    bidi.call("browsingContext.create", json!({"type": "tab", "userContext": used.user_context}), PROMPT).await?;
+    let all = tree["contexts"].as_array().into_iter().flatten();
+    for window in all.filter(|window| window["userContext"] == json!(used.user_context)) {
+        let gone = json!({"context": window["context"], "promptUnload": false});
+        bidi.call("browsingContext.close", gone, ASK).await?;
+    }
+    Ok(())
 }
 
 /// A user context for this request: the one that is ready, or another one.
@@ -105,8 +133,7 @@ pub async fn ready(session: &mut Session, request: &Request) -> Result<Prepared,
         Some(spare) if spare.verify_tls == request.verify_tls => spare,
         other => {
             if let Some(spare) = other {
-                let gone = json!({"userContext": spare.user_context});
-                session.bidi.call("browser.removeUserContext", gone, ASK).await?;
+                forget(session, &spare).await?;
             }
             prepare(session, request.verify_tls).await?
         }
@@ -131,20 +158,43 @@ async fn prepare(session: &Session, verify_tls: bool) -> Result<Prepared, BidiEr
     });
     let made = bidi.call("browser.createUserContext", wanted, PROMPT).await?;
     let user_context = made["userContext"].as_str().unwrap_or_default().to_owned();
+    let watched = watch_all(session, &user_context);
+    // Firefox does not paint what is in a background tab.
+    let window =
+        json!({"type": if session.kind == Kind::Firefox { "window" } else { "tab" }, "userContext": user_context});
+    let (made, ()) = tokio::try_join!(bidi.call("browsingContext.create", window, PROMPT), watched)?;
+    let context = made["context"].as_str().unwrap_or_default().to_owned();
+    watch(session, &context).await?;
+    Ok(Prepared { user_context, context, verify_tls, door: Door::Page })
+}
+
+/// The window that a new Chrome opens by itself, in its own context: another one would take it 150 ms more. For its first
+/// page only, and so as `verify_tls` says, as the session was made.
+pub async fn first(session: &Session, verify_tls: bool) -> Result<Prepared, BidiError> {
+    const OWN: &str = "default";
+    let (tree, ()) =
+        tokio::try_join!(session.bidi.call("browsingContext.getTree", json!({}), PROMPT), watch_all(session, OWN))?;
+    let context = tree["contexts"][0]["context"].as_str().unwrap_or_default().to_owned();
+    watch(session, &context).await?;
+    Ok(Prepared { user_context: OWN.into(), context, verify_tls, door: Door::Own })
+}
+
+/// Asks for the events of a user context, and denies it downloads.
+async fn watch_all(session: &Session, user_context: &str) -> Result<(), BidiError> {
     let mut events: Vec<&str> = EVENTS.into();
     if session.kind == Kind::Chrome {
         events.extend(CHROME_EVENTS);
     }
     let contexts = json!([user_context]);
-    let subscribe = bidi.call("session.subscribe", json!({"events": events, "userContexts": contexts}), PROMPT);
+    let subscribe = session.bidi.call("session.subscribe", json!({"events": events, "userContexts": contexts}), PROMPT);
     let downloads = json!({"downloadBehavior": {"type": "denied"}, "userContexts": contexts});
-    let downloads = bidi.call("browser.setDownloadBehavior", downloads, PROMPT);
-    tokio::try_join!(subscribe, downloads)?;
-    // Firefox does not paint what is in a background tab.
-    let window =
-        json!({"type": if session.kind == Kind::Firefox { "window" } else { "tab" }, "userContext": user_context});
-    let made = bidi.call("browsingContext.create", window, PROMPT).await?;
-    let context = made["context"].as_str().unwrap_or_default().to_owned();
+    let downloads = session.bidi.call("browser.setDownloadBehavior", downloads, PROMPT);
+    tokio::try_join!(subscribe, downloads).map(drop)
+}
+
+/// Gives a window its size, and asks to be told when its process crashes.
+async fn watch(session: &Session, context: &str) -> Result<(), BidiError> {
+    let bidi = &session.bidi;
     let view = json!({"context": context, "viewport": {"width": 1280, "height": 720}});
     let view = bidi.call("browsingContext.setViewport", view, PROMPT);
     let watch = async {
@@ -155,21 +205,21 @@ async fn prepare(session: &Session, verify_tls: bool) -> Result<Prepared, BidiEr
         }
         Ok(())
     };
-    tokio::try_join!(view, watch)?;
-    Ok(Prepared { user_context, context, verify_tls })
+    tokio::try_join!(view, watch).map(drop)
 }
 
 async fn visit(
     session: &mut Session,
     request: &Request,
     life: Duration,
-    context: &str,
+    prepared: &Prepared,
 ) -> Result<(Page, bool), BrowserError> {
     let gate = std::sync::Arc::clone(&session.gate);
-    let admitted = gate.admit();
+    let admitted = gate.admit(prepared.door);
+    let context = prepared.context.as_str();
     let mut collector = Collector::new(session.kind, context);
     let began = gate::unix_ms();
-    let end = wait(session, request, life, context, &mut collector, &admitted.visit).await;
+    let mut end = wait(session, request, life, context, &mut collector, &admitted.visit).await;
     match &end {
         End::Gone => {
             return Err(BrowserError::Crashed(format!("{} died while it was loading the page", session.kind)));
@@ -189,9 +239,16 @@ async fn visit(
     }
     // There may be an error page of the browser's own, whose times are nobody's.
     let there = healthy && answered;
-    let vitals = if there && !matches!(end, End::Failed(_)) { vitals(bidi, context).await } else { Vitals::default() };
+    let loaded = collector.loaded() && matches!(end, End::Loaded(_));
+    let vitals = match &mut end {
+        End::Loaded(asked) if there => match asked.take() {
+            Some(asked) => vitals(asked).await,
+            None => vitals(ask_vitals(bidi, context, OBSERVED).await).await,
+        },
+        End::Stopped(_) if there => vitals(ask_vitals(bidi, context, OBSERVED).await).await,
+        _ => Vitals::default(),
+    };
     let screenshot = if there && request.screenshot_bytes > 0 { screenshot(bidi, context).await } else { None };
-    let loaded = collector.loaded() && matches!(end, End::Loaded);
     let console = std::mem::take(&mut collector.console);
     let (entries, left_out) = collector.finish(began);
     let (stopped, navigation_error) = match end {
@@ -232,12 +289,16 @@ async fn wait(
     let mut answer = session.bidi.send("browsingContext.navigate", wanted).await;
     let (mut answered, mut failed) = (false, None);
     let mut quiet_since: Option<Instant> = None;
+    let mut vitals = None;
     loop {
         let still = (collector.loaded() || failed.is_some()) && !collector.busy();
         if !still {
-            quiet_since = None;
+            (quiet_since, vitals) = (None, None);
         } else if quiet_since.get_or_insert_with(Instant::now).elapsed() >= QUIET {
-            return failed.map_or(End::Loaded, End::Failed);
+            return failed.map_or(End::Loaded(vitals), End::Failed);
+        } else if vitals.is_none() && failed.is_none() {
+            // Their script is the same CPU's work as the page's: it is there before the quiet time ends.
+            vitals = Some(ask_vitals(&session.bidi, context, QUIET.saturating_sub(OBSERVED)).await);
         }
         // At the end of the quiet time, not at some time after it.
         let wake = quiet_since.map_or(Instant::now() + TICK, |since| since + QUIET).min(deadline);
@@ -279,11 +340,19 @@ async fn wait(
     }
 }
 
-async fn vitals(bidi: &Bidi, context: &str) -> Vitals {
+type Answer = tokio::sync::oneshot::Receiver<Result<Value, BidiError>>;
+
+/// Asks for the vitals as they will be after so long.
+async fn ask_vitals(bidi: &Bidi, context: &str, after: Duration) -> Answer {
     let target = json!({"context": context, "sandbox": "scouter"});
-    let ask = json!({"expression": VITALS, "target": target, "awaitPromise": true});
-    let answer = bidi.call("script.evaluate", ask, ASK).await;
-    let text = answer.as_ref().ok().and_then(|answer| answer["result"]["value"].as_str()).unwrap_or_default();
+    let script = VITALS.replace("WAIT", &after.as_millis().to_string());
+    bidi.send("script.evaluate", json!({"expression": script, "target": target, "awaitPromise": true})).await
+}
+
+async fn vitals(answer: Answer) -> Vitals {
+    let answer = tokio::time::timeout(ASK, answer).await;
+    let answer = answer.ok().and_then(Result::ok).and_then(Result::ok);
+    let text = answer.as_ref().and_then(|answer| answer["result"]["value"].as_str()).unwrap_or_default();
     serde_json::from_str(text).unwrap_or_default()
 }
 

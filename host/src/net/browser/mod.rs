@@ -15,6 +15,7 @@ mod session;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use gate::Gate;
 use session::{Installed, Session};
 
 pub use keeper::keeper_main;
+pub use session::unshare_main;
 
 /// A browser that has loaded so many pages makes room for a new one.
 const LOADS: u32 = 50;
@@ -44,6 +46,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// As in the option of that name.
+    fn driver(self) -> &'static str {
+        match self {
+            Self::Chrome => "chrome",
+            Self::Firefox => "firefox",
+        }
+    }
+
     fn title(self) -> &'static str {
         match self {
             Self::Chrome => "Chrome",
@@ -287,10 +297,9 @@ impl Browsers {
         Self { config, resolver, policy, permits, state, freed: Arc::default() }
     }
 
-    /// What is missing on this host, for each kind of browser.
-    #[must_use]
-    pub fn missing() -> Vec<String> {
-        [Kind::Chrome, Kind::Firefox].iter().filter_map(|kind| Installed::find(*kind).err()).collect()
+    /// Each driver's name, and its browser on this host or what is missing.
+    pub fn found() -> [(&'static str, Result<PathBuf, String>); 2] {
+        [Kind::Chrome, Kind::Firefox].map(|kind| (kind.driver(), Installed::find(kind).map(|found| found.browser)))
     }
 
     #[must_use]
@@ -308,12 +317,12 @@ impl Browsers {
         let installed = Installed::find(request.kind).map_err(BrowserError::Unavailable)?;
         let stopping = || BrowserError::Unavailable("this server is stopping".into());
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| stopping())?;
-        let mut session = self.take(request.kind, &installed).await?;
+        let mut session = self.take(request, &installed).await?;
         let mut prepared = load::ready(&mut session, request).await;
         if prepared.is_err() && session.loads > 0 {
             // It has died since its last page. Nobody was asked for this one yet.
             session.keeper.end().await;
-            session = self.start(request.kind, &installed).await?;
+            session = self.start(request, &installed).await?;
             prepared = load::ready(&mut session, request).await;
         }
         let failed = |error| BrowserError::Unavailable(format!("{} does not work on this host: {error}", request.kind));
@@ -356,13 +365,13 @@ impl Browsers {
     }
 
     /// A warm browser of this kind with enough life left, or a new one.
-    async fn take(&self, kind: Kind, installed: &Installed) -> Result<Session, BrowserError> {
+    async fn take(&self, request: &Request, installed: &Installed) -> Result<Session, BrowserError> {
         self.look_after();
         let waited = Instant::now();
         let old = loop {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
-            match self.pick(kind, waited.elapsed() < RENEWING) {
+            match self.pick(request.kind, waited.elapsed() < RENEWING) {
                 Pick::Warm(session) => return Ok(*session),
                 Pick::Wait => {
                     let _ = tokio::time::timeout(RENEWING, freed).await;
@@ -373,7 +382,7 @@ impl Browsers {
         if let Some(session) = old {
             session.keeper.end().await;
         }
-        self.start(kind, installed).await
+        self.start(request, installed).await
     }
 
     /// What to do about a browser of this kind.
@@ -395,9 +404,10 @@ impl Browsers {
         Pick::New { instead: if room { None } else { Some(Box::new(state.idle.remove(0))) } }
     }
 
-    async fn start(&self, kind: Kind, installed: &Installed) -> Result<Session, BrowserError> {
+    async fn start(&self, request: &Request, installed: &Installed) -> Result<Session, BrowserError> {
+        let kind = request.kind;
         let gate = self.open_gate().await?;
-        match Session::start(kind, installed, Arc::new(gate)).await {
+        match Session::start(kind, installed, Arc::new(gate), request.verify_tls).await {
             Ok(session) => {
                 tracing::info!(browser = session.name, port = session.gate.port, "browser started");
                 Ok(session)
@@ -478,10 +488,7 @@ impl Browsers {
 }
 
 fn told(session: &Session, state: &'static str) -> Status {
-    let driver = match session.kind {
-        Kind::Chrome => "chrome",
-        Kind::Firefox => "firefox",
-    };
+    let driver = session.kind.driver();
     Status { driver, port: session.gate.port, state, loads: session.loads, age_s: session.started.elapsed().as_secs() }
 }
 

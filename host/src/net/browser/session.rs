@@ -1,20 +1,22 @@
 //! One running browser: its driver, its session, its port of the gate.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use fantoccini::ClientBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
+use nix::sched::CloneFlags;
 use serde_json::{Map, Value, json};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::OnceCell;
 
 use super::Kind;
 use super::bidi::Bidi;
-use super::gate::{self, Gate};
+use super::gate::Gate;
 use super::keeper::Keeper;
-use super::load::Prepared;
+use super::load::{self, Prepared};
 
 /// A browser that is not ready after this will not be.
 const START: Duration = Duration::from_secs(30);
@@ -66,30 +68,35 @@ pub struct Session {
     pub spare: Option<Prepared>,
     /// The driver's standard output ends with it.
     pub keeper: Keeper,
-    _dead_end: AbortOnDropHandle<()>,
 }
 
 impl Session {
+    /// A browser whose first page will verify certificates, or not.
+    ///
     /// # Errors
     /// When the browser does not start.
-    pub async fn start(kind: Kind, installed: &Installed, gate: Arc<Gate>) -> anyhow::Result<Self> {
-        match tokio::time::timeout(START, Self::start_unbounded(kind, installed, gate)).await {
+    pub async fn start(kind: Kind, installed: &Installed, gate: Arc<Gate>, verify_tls: bool) -> anyhow::Result<Self> {
+        match tokio::time::timeout(START, Self::start_unbounded(kind, installed, gate, verify_tls)).await {
             Ok(started) => started,
             Err(_) => Err(anyhow!("{kind} does not start within {} s", START.as_secs())),
         }
     }
 
-    async fn start_unbounded(kind: Kind, installed: &Installed, gate: Arc<Gate>) -> anyhow::Result<Self> {
-        let (dead_end, refuse) = gate::dead_end().await?;
+    async fn start_unbounded(
+        kind: Kind,
+        installed: &Installed,
+        gate: Arc<Gate>,
+        verify_tls: bool,
+    ) -> anyhow::Result<Self> {
         let driver = installed.driver.to_str().context("its path is not UTF-8")?;
         let keeper = match kind {
-            Kind::Chrome => Keeper::start(&[driver, "--port=0"], chromedriver_listens).await?,
+            Kind::Chrome => chromedriver(driver).await?,
             Kind::Firefox => Keeper::start(&[driver, "--port=0", "--websocket-port=0"], geckodriver_listens).await?,
         };
         let browser = installed.browser.to_str().context("its path is not UTF-8")?;
         let capabilities = match kind {
-            Kind::Chrome => chrome(browser, keeper.folder(), dead_end.port()),
-            Kind::Firefox => firefox(browser, dead_end.port()),
+            Kind::Chrome => chrome(browser, keeper.folder(), gate.own_port, verify_tls, sandbox().await),
+            Kind::Firefox => firefox(browser, gate.own_port),
         };
         // The session is ended by ending its processes; this client is only for its beginning.
         let client = ClientBuilder::new(HttpConnector::new())
@@ -103,13 +110,28 @@ impl Session {
         let url = text("webSocketUrl");
         let bidi = Bidi::connect(&url).await.with_context(|| format!("no connection to {kind}"))?;
         let now = Instant::now();
-        Ok(Self { kind, name, bidi, gate, started: now, used: now, loads: 0, spare: None, keeper, _dead_end: refuse })
+        let mut session = Self { kind, name, bidi, gate, started: now, used: now, loads: 0, spare: None, keeper };
+        if kind == Kind::Chrome {
+            session.spare = Some(load::first(&session, verify_tls).await.context("it does not take commands")?);
+        }
+        Ok(session)
     }
 
     /// Does its connection stand, which falls with the browser, and is there somebody who will end it?
     #[must_use]
     pub fn is_alive(&mut self) -> bool {
         !self.bidi.events.is_closed() && self.keeper.is_there()
+    }
+}
+
+/// It takes a free port of IPv6, and gives up when somebody has the same one of IPv4: another one will do.
+async fn chromedriver(driver: &str) -> anyhow::Result<Keeper> {
+    let mut left = 5;
+    loop {
+        match Keeper::start(&[driver, "--port=0"], chromedriver_listens).await {
+            Err(error) if left > 0 && error.to_string().contains("port not available") => left -= 1,
+            started => return started,
+        }
     }
 }
 
@@ -133,9 +155,39 @@ fn common(browser: &str) -> Map<String, Value> {
     wanted.as_object().cloned().unwrap_or_default()
 }
 
-/// What Chrome does on its own account (updates, suggestions, telemetry) leads to a port that refuses it; pages have
-/// the gate. `<-loopback>`: without it addresses of loopback and link-local are reached past any proxy.
-fn chrome(browser: &str, folder: &Path, dead_end: u16) -> Map<String, Value> {
+/// Can Chrome have its own sandbox? It needs a user that is not root, and new user namespaces, which many containers
+/// forbid. Without them the walls of the container, and this program's own limits, have to do.
+async fn sandbox() -> bool {
+    static ANSWER: OnceCell<bool> = OnceCell::const_new();
+    let ask = || async {
+        if rustix::process::geteuid().is_root() {
+            return false;
+        }
+        // Not in this process: it has threads, and those cannot move.
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command.arg("unshare").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let may = command.status().await.is_ok_and(|status| status.success());
+        if !may {
+            let todo = "allow user namespaces: see docs/security.md";
+            tracing::warn!(todo, "Chrome runs without its own sandbox");
+        }
+        may
+    };
+    *ANSWER.get_or_init(ask).await
+}
+
+/// The child of that: success if it may.
+///
+/// # Errors
+/// When it may not.
+pub fn unshare_main() -> anyhow::Result<()> {
+    let all = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET;
+    Ok(nix::sched::unshare(all)?)
+}
+
+/// All of it leads to the gate's door for the browser itself; pages but the first have the other one. `<-loopback>`:
+/// without it addresses of loopback and link-local are reached past any proxy.
+fn chrome(browser: &str, folder: &Path, own_port: u16, verify_tls: bool, sandbox: bool) -> Map<String, Value> {
     let mut arguments: Vec<String> = [
         "--headless",
         "--disable-gpu",
@@ -154,17 +206,23 @@ fn chrome(browser: &str, folder: &Path, dead_end: u16) -> Map<String, Value> {
         "--proxy-bypass-list=<-loopback>",
         "--webrtc-ip-handling-policy=disable_non_proxied_udp",
         // A URL is loaded as it is written, not first with another scheme.
-        "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,OptimizationHints,MediaRouter,Translate",
+        "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,OptimizationHints,MediaRouter,Translate,\
+         NetworkTimeServiceQuerying",
+        // Accounts, extensions and components are looked for where nothing is: while the first page is being loaded, the
+        // gate cannot tell such a request from one of the page's.
+        "--gaia-url=http://127.0.0.1:9/",
+        "--apps-gallery-update-url=http://127.0.0.1:9/",
+        "--component-updater=url-source=http://127.0.0.1:9/",
     ]
     .map(String::from)
     .into();
     arguments.push(format!("--user-data-dir={}", folder.join("profile").display()));
-    arguments.push(format!("--proxy-server=socks5://127.0.0.1:{dead_end}"));
-    // Its sandbox needs a user that is not root; for root this program's own limits have to do.
-    if rustix::process::geteuid().is_root() {
+    arguments.push(format!("--proxy-server=socks5://127.0.0.1:{own_port}"));
+    if !sandbox {
         arguments.push("--no-sandbox".into());
     }
     let mut wanted = common("chrome");
+    wanted.insert("acceptInsecureCerts".into(), json!(!verify_tls));
     wanted.insert(
         "goog:chromeOptions".into(),
         json!({"binary": browser, "args": arguments, "prefs": {
@@ -179,14 +237,14 @@ fn chrome(browser: &str, folder: &Path, dead_end: u16) -> Map<String, Value> {
     wanted
 }
 
-fn firefox(browser: &str, dead_end: u16) -> Map<String, Value> {
+fn firefox(browser: &str, own_port: u16) -> Map<String, Value> {
     let mut wanted = common("firefox");
     wanted.insert(
         "moz:firefoxOptions".into(),
         json!({"binary": browser, "args": ["-headless", "--width=1280", "--height=720"], "prefs": {
             "network.proxy.type": 1,
             "network.proxy.socks": "127.0.0.1",
-            "network.proxy.socks_port": dead_end,
+            "network.proxy.socks_port": own_port,
             "network.proxy.socks_version": 5,
             "network.proxy.socks_remote_dns": true,
             "network.proxy.socks5_remote_dns": true,

@@ -62,6 +62,7 @@ impl Receiver {
         let receiver = Arc::new(Self { v6, table: Mutex::default(), dropped: AtomicU32::new(0) });
         let weak = Arc::downgrade(&receiver);
         std::thread::Builder::new().name(format!("icmp{}", if v6 { 6 } else { 4 })).spawn(move || {
+            crate::privilege::keep_or_say(crate::privilege::NOTHING);
             let (mut buffer, mut control) = (vec![0; 65_536], packet::control_room());
             while let Some(receiver) = weak.upgrade() {
                 if let Ok(received) = packet::receive(&socket, MsgFlags::empty(), &mut buffer, &mut control) {
