@@ -4,7 +4,7 @@
 PLUGINS := $(notdir $(wildcard plugins/*))
 BUILT   := $(PLUGINS:%=target/wasm32-wasip2/plugin/%.wasm)
 
-.PHONY: run test lint fuzz plugins setup bench
+.PHONY: run test lint fuzz plugins setup bench deny image
 
 run: plugins
 	cargo build --release
@@ -25,6 +25,8 @@ test: lint
 	cp target/wasm32-wasip2/plugin/hostile.wasm target/debug/hostile/
 	cargo test -p scouter -p scouter-sdk
 	fuzz/run.sh
+	tests/deny.sh
+	tests/image.sh
 
 lint:
 	@./setup.sh test
@@ -37,6 +39,14 @@ lint:
 fuzz:
 	@./setup.sh test
 	fuzz/run.sh
+
+# Which crates may be used, and what is known against them.
+deny:
+	tests/deny.sh
+
+# Both container images, built and used.
+image:
+	tests/image.sh
 
 # Measurements, on a quiet machine and as root; see bench/README.md.
 bench:

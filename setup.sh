@@ -27,6 +27,7 @@ wanted() {
         echo 'nginx nginx the web server of the lab'
         echo 'caddy caddy HTTP/3 in the lab'
         echo 'python3 python3-venv to run a DNS-over-QUIC server in the lab'
+        echo 'faketime faketime to let the clock jump'
         echo 'setpriv util-linux to run the server without privileges'
     fi
     if [ "${1:-}" = image ]; then

@@ -21,6 +21,9 @@ pub fn trials() -> Vec<Trial> {
         what_is_no_certificate_is_an_error_at_start,
         threads_keep_no_capability_that_they_do_not_need,
         a_file_capability_is_made_use_of,
+        a_storm_of_waiting_clients_costs_nothing,
+        the_wall_clock_may_jump,
+        slow_connections_do_not_hold_up_others,
     )
 }
 
@@ -246,4 +249,95 @@ fn a_file_capability_is_made_use_of() {
     assert_eq!(status["network"]["icmp_v4"]["mode"], json!("raw"), "{status}");
     let test = server.test("ping", &json!({"dst": "127.0.0.1", "count": 1}));
     assert_eq!(test["result"]["recv"], json!(1), "{test}");
+}
+
+/// Threat 52: who waits for a receipt is woken, and does not spin.
+fn a_storm_of_waiting_clients_costs_nothing() {
+    let server = Server::hostile(&[]);
+    let answer = server.request("POST", "/api/v1.0/tests", Some(r#"{"hostile": [{"do": "sleep", "n": 4000}]}"#));
+    let receipt = answer.body["receipt"].as_str().expect("a receipt").to_owned();
+    let head = format!(
+        "GET /api/v1.0/tests?receipt={receipt}&wait=60 HTTP/1.1\r\nHost: x\r\nAuthorization: {SECRET}\r\nConnection: close\r\n\r\n"
+    );
+    let mut waiting: Vec<TcpStream> = (0..500)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.address).expect("connected");
+            stream.write_all(head.as_bytes()).expect("written");
+            stream
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let before = cpu_ticks(&server);
+    let asked = Instant::now();
+    assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
+    assert!(asked.elapsed() < Duration::from_millis(100), "{:?}", asked.elapsed());
+    std::thread::sleep(Duration::from_secs(2));
+    let spent = cpu_ticks(&server) - before;
+    assert!(spent <= 10, "{spent} hundredths of a second of CPU in two seconds of waiting");
+    for stream in &mut waiting {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("answered");
+        assert!(text.contains("\"is_running\":false"), "{text}");
+    }
+}
+
+/// User and system time, in hundredths of a second (`proc_pid_stat(5)`).
+fn cpu_ticks(server: &Server) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).expect("stat");
+    let after = stat.rsplit_once(')').expect("a name").1.to_owned();
+    after.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
+}
+
+/// Threat 57: lifetimes and durations are of the monotonic clock; only what is shown as a time of day follows the other.
+fn the_wall_clock_may_jump() {
+    let library = std::fs::read_dir("/usr/lib").expect("listed").flatten().find_map(|folder| {
+        let file = folder.path().join("faketime/libfaketimeMT.so.1");
+        file.exists().then_some(file)
+    });
+    let library = library.expect("faketime is installed by `make test`");
+    let folder = tempfile::tempdir().expect("a folder");
+    let offset = folder.path().join("offset");
+    std::fs::write(&offset, "+0").expect("written");
+    let mut command = command();
+    command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &offset);
+    command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let hostile = crate::support::hostile();
+    let settings = [("SCOUTER_RECEIPT_TTL", "6"), ("SCOUTER_PLUGIN_DIR", hostile.to_str().expect("UTF-8"))];
+    let server = Server::spawn(command, &settings, None);
+    let started = Instant::now();
+    let receipt = server.request("POST", "/api/v1.0/tests", Some("{}")).body["receipt"].clone();
+    let path = format!("/api/v1.0/tests?receipt={}", receipt.as_str().expect("a receipt"));
+    for jump in ["+3600", "-3600", "+0"] {
+        std::fs::write(&offset, jump).expect("written");
+        let test = server.test("hostile", &json!({"do": "sleep", "n": 300}));
+        let at = test["timing"]["started_at"].as_str().expect("a time").parse::<jiff::Timestamp>().expect("RFC 3339");
+        let off = at.duration_since(jiff::Timestamp::now()).as_secs_f64();
+        assert!(
+            (off - jump.parse::<f64>().expect("seconds")).abs() < 60.0,
+            "{jump}: the library has no effect: {test}"
+        );
+        let took = test["timing"]["duration_ms"].as_f64().expect("a number");
+        assert!((290.0..2000.0).contains(&took), "{jump}: {test}");
+        assert_eq!(server.get(&path).status, 200, "{jump}: the receipt lives");
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "too slow a machine for this test: {:?}", started.elapsed());
+    std::fs::write(&offset, "-3600").expect("written");
+    until("it expires all the same", || server.get(&path).status == 404);
+    assert!((5.5..9.0).contains(&started.elapsed().as_secs_f64()), "{:?}", started.elapsed());
+}
+
+/// Threat 51; `bench loris` does the same with a thousand.
+fn slow_connections_do_not_hold_up_others() {
+    let server = Server::start(&[("SCOUTER_LOG", "info,access=warn")]);
+    let mut slow: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(server.address).expect("connected")).collect();
+    let mut worst = Duration::ZERO;
+    for _ in 0..20 {
+        for stream in &mut slow {
+            let _ = stream.write_all(b"G");
+        }
+        let asked = Instant::now();
+        assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
+        worst = worst.max(asked.elapsed());
+    }
+    assert!(worst < Duration::from_millis(500), "{worst:?}");
 }

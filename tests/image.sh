@@ -29,14 +29,20 @@ finish() {
     if [ -n "$engine" ]; then
         kill "$engine" 2>/dev/null || true
         wait "$engine" 2>/dev/null || true
+        [ "$bridged" = yes ] || ip link delete docker0 2>/dev/null || true
+        # What is worth keeping for the next build is in its caches.
+        buildah rmi --prune --force >/dev/null 2>&1 || true
+        rm -rf "$folder/docker"
     fi
 }
 trap finish EXIT
 
 # --- An engine of our own ---------------------------------------------------------------------------------------------
-# Without packet filters, which not every kernel has: published ports go through docker's own proxy.
+# Without packet filters, which not every kernel has, and without forwarding, which would stay on: published ports go
+# through docker's own proxy.
+bridged=$(ip link show docker0 >/dev/null 2>&1 && echo yes || echo no)
 dockerd --host "$socket" --data-root "$folder/docker" --exec-root "$folder/run" --pidfile "$folder/docker.pid" \
-    --iptables=false --ip6tables=false >"$folder/dockerd.log" 2>&1 &
+    --iptables=false --ip6tables=false --ip-forward=false >"$folder/dockerd.log" 2>&1 &
 engine=$!
 for _ in $(seq 100); do
     docker version >/dev/null 2>&1 && break
@@ -99,7 +105,7 @@ build() {
     local name=$1 started=$SECONDS
     shift
     say "building $name"
-    buildah bud --quiet $pull --network host --isolation chroot --layers --tag "$name" "$@" . >"$folder/build.log" 2>&1 ||
+    buildah bud --quiet $pull --format docker --network host --isolation chroot --layers --tag "$name" "$@" . >"$folder/build.log" 2>&1 ||
         { tail -30 "$folder/build.log" >&2; fail "$name is not built"; }
     rm -f "$folder/image.tar"
     buildah push --quiet "localhost/$name" "docker-archive:$folder/image.tar:$name"

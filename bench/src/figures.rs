@@ -107,12 +107,12 @@ pub fn start(lab: &Lab) {
     let mut samples = vec![];
     for _ in 0..5 {
         let started = Instant::now();
-        let server = lab.server(&[("SCOUTER_LOG", "info")]);
+        let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
         assert_eq!(server.get("/api/v1.0/status").status, 200);
         samples.push(started.elapsed().as_secs_f64() * 1e3);
     }
     report("start to first answered request, warm cache, median", &format!("{:.0} ms", median(samples)), "< 300 ms");
-    let server = lab.server(&[("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     let log = server.log();
     let loaded = log.split("ms=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap_or("?");
     report("loading every plugin from the cache", &format!("{loaded} ms"), "< 100 ms");
@@ -122,7 +122,7 @@ pub fn start(lab: &Lab) {
 
 /// A thousand tests waiting for the network at once.
 pub fn waiting(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "1000"), ("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "1000"), ("SCOUTER_LOG", "info,access=warn")]);
     let pings = |count: usize| {
         let tests: Vec<Value> =
             (0..count).map(|_| json!({"dst": "198.51.100.1", "count": 1, "timeout_ms": 10_000})).collect();
@@ -147,8 +147,11 @@ pub fn waiting(lab: &Lab) {
 /// What 32 plugins that compute without end do to the API and to somebody's ping.
 pub fn neighbours(lab: &Lab) {
     let both = format!("{},{}", plugins().display(), hostile().display());
-    let settings =
-        [("SCOUTER_MAX_PROCESS_COUNT", "40"), ("SCOUTER_LOG", "info"), ("SCOUTER_PLUGIN_DIR", both.as_str())];
+    let settings = [
+        ("SCOUTER_MAX_PROCESS_COUNT", "40"),
+        ("SCOUTER_LOG", "info,access=warn"),
+        ("SCOUTER_PLUGIN_DIR", both.as_str()),
+    ];
     let server = lab.server(&settings);
     let spinners: Vec<Value> = (0..32).map(|_| json!({"do": "spin"})).collect();
     let calm = server.test("ping", &json!({"dst": "10.77.0.2", "count": 20, "interval_ms": 20}));
@@ -173,7 +176,7 @@ pub fn neighbours(lab: &Lab) {
 
 /// Our round-trip times and ping(8)'s to the same host, in turns.
 pub fn rtt(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     let (mut ours, mut theirs) = (vec![], vec![]);
     for _ in 0..10 {
         let text = lab.probe.output("ping", &["-n", "-c", "20", "-i", "0.02", "10.77.0.2"]);
@@ -193,7 +196,7 @@ pub fn rtt(lab: &Lab) {
 /// The phases of `http_request` and of curl for the same resources, in turns. curl asks another name of the server first,
 /// so that reading certificates and starting its TLS library are over; only the second transfer is looked at.
 pub fn phases(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     let fields =
         ["time_namelookup", "time_connect", "time_appconnect", "time_pretransfer", "time_starttransfer", "time_total"];
     let format = format!("{}\n", fields.map(|field| format!("%{{{field}}}")).join(" "));

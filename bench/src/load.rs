@@ -50,7 +50,7 @@ fn wrk(lab: &Lab, server: &Server, path: &str, connections: u32, body: Option<&s
 }
 
 pub fn status(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "10"), ("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "10"), ("SCOUTER_LOG", "info,access=warn")]);
     let loaded = wrk(lab, &server, "/api/v1.0/status", 64, None);
     assert!(loaded.errors < 1.0, "errors under load");
     report(
@@ -80,7 +80,7 @@ pub fn tests(lab: &Lab) {
         ),
         ("ping, one request", "ping", json!({"dst": "10.77.0.2", "count": 1}), "(blackbox_exporter: 4,674)"),
     ] {
-        let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "64"), ("SCOUTER_LOG", "info")]);
+        let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "64"), ("SCOUTER_LOG", "info,access=warn")]);
         let payload: Value = json!({test_type: [options]});
         server.run(&payload);
         let loaded = wrk(lab, &server, "/api/v1.0/tests?wait=10", 64, Some(&payload.to_string()));

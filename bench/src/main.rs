@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement that is surprised ends")]
 #![expect(clippy::disallowed_types, reason = "the lab is the other side of the network")]
 
+mod endurance;
 mod figures;
 mod load;
 mod pages;
@@ -33,6 +34,10 @@ const ALL: &[Measure] = &[
     ("after_pages", pages::after_pages),
     ("status", load::status),
     ("tests", load::tests),
+    ("minute", endurance::minute),
+    ("loris", endurance::loris),
+    ("cancelled", endurance::cancelled),
+    ("signals", endurance::signals),
 ];
 
 fn main() {

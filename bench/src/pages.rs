@@ -80,7 +80,7 @@ pub fn pages(lab: &Lab) {
     let bare = Bare::start(lab);
     let (mut navigate, mut warm) = (vec![], vec![]);
     let (mut cold_bare, mut cold_bidi, mut cold) = (vec![], vec![], vec![]);
-    let server = lab.server(&[("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     load(&server, PAGE);
     let session = bare.session(false);
     let go = |session: &str| {
@@ -106,7 +106,7 @@ pub fn pages(lab: &Lab) {
             alone.ask("DELETE", &format!("/session/{session}"), &json!({}));
             times.push(ms(started));
         }
-        let server = lab.server(&[("SCOUTER_LOG", "info")]);
+        let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
         cold.push(load(&server, PAGE).0);
     }
     let (navigate, warm) = (median(navigate), median(warm));
@@ -122,7 +122,7 @@ pub fn pages(lab: &Lab) {
 
 /// The phases of a page's document, and curl's of the same resource, in turns; each over a new connection.
 pub fn page_phases(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     let format = "%{time_namelookup} %{time_connect} %{time_appconnect} %{time_pretransfer} %{time_starttransfer}\n";
     let ca = lab.path("ca.pem").display().to_string();
     for url in [PAGE, "https://v4.lab.test/page/index.html"] {
@@ -156,7 +156,7 @@ pub fn page_phases(lab: &Lab) {
 
 /// After its browsers have been stopped.
 pub fn after_pages(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_LOG", "info"), ("SCOUTER_BROWSER_IDLE", "1")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn"), ("SCOUTER_BROWSER_IDLE", "1")]);
     for driver in ["chrome", "firefox"] {
         server.test("browser_request", &json!({"url": PAGE, "driver": driver}));
     }

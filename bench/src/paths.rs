@@ -18,7 +18,7 @@ fn rtts(test: &Value) -> Vec<Option<f64>> {
 
 /// What silence costs: one router that never answers, and a target of which nothing is heard.
 pub fn silence(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     for (dst, what) in [("10.81.0.2", "IPv4"), ("fd81::2", "IPv6")] {
         let mut over = vec![];
         for proto in ["ICMP", "TCP", "UDP"].repeat(3) {
@@ -44,7 +44,7 @@ pub fn silence(lab: &Lab) {
 
 /// Fifty traces to one target and fifty to different ones, all carriers: is each time still that of the single trace?
 pub fn hundred(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_LOG", "info"), ("SCOUTER_MAX_PROCESS_COUNT", "100")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn"), ("SCOUTER_MAX_PROCESS_COUNT", "100")]);
     let carriers = ["ICMP", "TCP", "UDP"];
     let options = |n: usize| {
         let last = if n < 50 { 2 } else { n - 40 };
@@ -69,7 +69,7 @@ pub fn hundred(lab: &Lab) {
 
 /// Processor time of the server for each trace, of those that it runs one after the other.
 pub fn trace_cpu(lab: &Lab) {
-    let server = lab.server(&[("SCOUTER_LOG", "info")]);
+    let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     for (what, options) in [
         ("10 hops (a loop)", json!({"dst": "10.81.4.9", "max_ttl": 10, "timeout_ms": 50})),
         ("a path of 9 hops, 32 TTLs allowed", json!({"dst": "10.81.7.2", "timeout_ms": 50})),

@@ -31,6 +31,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         a_host_without_a_browser_says_what_is_missing,
         without_root_chrome_keeps_its_sandbox,
         what_this_host_cannot_reach_is_not_the_targets_failure,
+        a_machine_without_ipv6_has_browsers_too,
     )
 }
 
@@ -381,4 +382,18 @@ fn what_this_host_cannot_reach_is_not_the_targets_failure(_: &Lab) {
     }
     drop(server);
     bare.delete();
+}
+
+/// As in many containers: there chromedriver cannot tell which port it took.
+fn a_machine_without_ipv6_has_browsers_too(_: &Lab) {
+    let four = Namespace::add(format!("scouter-{}-b4", std::process::id()));
+    four.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1");
+    let settings = [("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8")];
+    let server = Server::spawn(four.command(scouter()), &settings, Some(four.clone()));
+    for driver in DRIVERS {
+        let test = load(&server, json!({"url": server.url("/docs"), "driver": driver}));
+        assert_eq!((&test["failed"], &test["message"]), (&json!(false), &Value::Null), "{test}");
+    }
+    drop(server);
+    four.delete();
 }

@@ -1,4 +1,4 @@
-//! Web servers that misbehave (threats 38–40): each failure has its curl code and its reason, in time, and the server's
+//! Web servers that misbehave (threats 38–41), and names that make no sense (58): each failure has its curl code and its reason, in time, and the server's
 //! memory does not notice.
 
 use std::io::{Read, Write};
@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use socket2::SockRef;
 
 use super::http::request;
+use super::python;
 use crate::support::lab::Lab;
+use crate::support::until;
 use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
@@ -19,6 +21,8 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         every_failure_has_its_code,
         a_bomb_does_not_unfold,
         header_injection_is_one_request_on_the_wire,
+        http_2_that_misbehaves_ends_in_time,
+        odd_names_are_errors_and_no_more,
     )
 }
 
@@ -249,4 +253,98 @@ fn header_injection_is_one_request_on_the_wire(lab: &Lab) {
         );
     }
     assert!(!seen.lock().unwrap().is_empty(), "the harmless ones arrive");
+}
+
+/// Floods, resets, endless heads (threat 41): whatever the server does in HTTP/2, the test has failed when its time is up.
+fn http_2_that_misbehaves_ends_in_time(lab: &Lab) {
+    let (cert, key) = (lab.path("good.pem"), lab.path("good.key"));
+    let files = [&cert, &key].map(|file| file.to_str().expect("UTF-8"));
+    let (_peers, ports) = python(lab, "h2faults.py", &["10.77.0.8", files[0], files[1]]);
+    assert_eq!(ports.len(), 13);
+    let server = lab.server(&[]);
+    let well = json!({"url": "https://www.lab.test/echo", "version": 2});
+    assert_eq!(request(&server, well.clone())["version"], json!("2"));
+    let (before, descriptors) = server.weight();
+    for (what, port) in &ports {
+        let started = Instant::now();
+        let options =
+            json!({"url": format!("https://10.77.0.8:{port}/"), "version": 2, "ignore_ssl": true, "timeout_ms": 1500});
+        let result = request(&server, options);
+        let known = [16, 28, 52, 56, 63, 92].map(|code| json!(code));
+        assert!(known.contains(&result["status"]) && result["failed"] == json!(true), "{what}: {result}");
+        assert!(result["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{what}: {result}");
+        assert!(started.elapsed() < Duration::from_millis(1500 + 600), "{what}: {:?}", started.elapsed());
+        let (during, _) = server.weight();
+        assert!(during < before + 16 * 1024, "{what}: {before} kB, then {during} kB");
+        let asked = Instant::now();
+        assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
+        assert!(asked.elapsed() < Duration::from_millis(500), "{what}: {:?}", asked.elapsed());
+    }
+    assert_eq!(request(&server, well)["status"], json!(200));
+    until("connections are gone", || server.weight().1 <= descriptors);
+}
+
+/// Threat 58: internationalised, too long, empty, with characters that no name has. Nothing traps, and no nonsense is
+/// asked of a name server.
+fn odd_names_are_errors_and_no_more(lab: &Lab) {
+    let server = lab.server(&[]);
+    let (label, long) = ("x".repeat(64), ["abcdefghi"; 30].join("."));
+    let names = [
+        ".",
+        "..",
+        "a..lab.test",
+        ".lab.test",
+        &label,
+        &long,
+        "nul\0.lab.test",
+        "a b.lab.test",
+        "a\nb.lab.test",
+        "a\tb",
+        "\u{202e}tset.bal",
+        "xn--",
+        "xn--a",
+        "xn--\u{e9}",
+        "-a.lab.test",
+        "a-.lab.test",
+        "\u{1f600}",
+        "1.2.3.4.5",
+        "999.1.1.1",
+        "0x7f.1",
+        "[::1",
+        "::g",
+        "fe80::1%eth0",
+        "%00",
+        "a/b",
+        "a:b",
+        "a@b",
+        "*.lab.test",
+        "a\\.lab.test",
+        "\u{200d}",
+        "\u{3002}",
+    ];
+    let mut tests = vec![];
+    for name in names {
+        tests.push(("ping", json!({"dst": name, "count": 1, "timeout_ms": 300})));
+        tests.push(("traceroute", json!({"dst": name, "timeout_ms": 300, "max_ttl": 2})));
+        tests.push(("dns_lookup", json!({"qname": name, "ns": "10.77.0.2"})));
+        tests.push(("dns_lookup", json!({"qname": "www.lab.test", "ns": name})));
+        tests.push(("dns_traceroute", json!({"qname": name, "ns": "10.77.0.2", "max_ttl": 2})));
+        tests.push(("http_request", json!({"url": format!("http://{name}/"), "timeout_ms": 2000})));
+    }
+    for (kind, options) in tests {
+        let started = Instant::now();
+        let test = server.test(kind, &options);
+        assert_eq!(test["error"], Value::Null, "the plugin was stopped: {kind} {options}: {test}");
+        let answered = kind.starts_with("dns") && options["ns"] == json!("10.77.0.2");
+        assert!(test["failed"] == json!(true) || answered, "{kind} {options}: {test}");
+        let said = test["message"].as_str().or(test["result"]["reason"].as_str());
+        let said = said.or_else(|| test["result"].as_object().filter(|result| !result.is_empty()).map(|_| "a result"));
+        assert!(said.is_some_and(|text| !text.is_empty()), "{kind} {options}: {test}");
+        assert!(started.elapsed() < Duration::from_secs(12), "{kind} {options}: {:?}", started.elapsed());
+    }
+    // What is a name, in whichever alphabet and case, is looked up as IDNA has it (UTS 46).
+    for name in ["WWW.LAB.TEST", "www.lab.test.", "\u{ff57}ww.lab.test", "www\u{3002}lab.test"] {
+        let test = server.test("ping", &json!({"dst": name, "count": 1}));
+        assert_eq!((&test["failed"], &test["result"]["dst"]), (&json!(false), &json!(name)), "{test}");
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use super::number;
+use super::{number, python};
 use crate::support::lab::Lab;
 use crate::support::server::Server;
 use crate::trials;
@@ -17,6 +17,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         methods_headers_and_bodies,
         redirects_are_followed_as_curl_follows_them,
         certificates_are_judged_and_shown,
+        odd_certificates_are_shown_and_do_no_harm,
         bodies_are_counted_decoded_and_kept,
         the_address_can_be_given,
     )
@@ -220,6 +221,35 @@ fn redirects_are_followed_as_curl_follows_them(lab: &Lab) {
     let secret = json!({"Authorization": "Bearer t", "X-Test": "t"});
     assert_eq!(echo(&server, json!({"url": "http://v4.lab.test/once", "headers": secret}))[2..4], ["t", "Bearer t"]);
     assert_eq!(echo(&server, json!({"url": "http://www.lab.test/other", "headers": secret}))[2..4], ["t", ""]);
+}
+
+/// Threat 42.
+fn odd_certificates_are_shown_and_do_no_harm(lab: &Lab) {
+    let (_peers, ports) = python(lab, "oddcerts.py", &["10.77.0.8", lab.path("").to_str().expect("UTF-8")]);
+    assert_eq!(ports.len(), 10);
+    let server = lab.server(&[]);
+    let ask = |port: &str, ignore: bool| {
+        let url = format!("https://10.77.0.8:{port}/");
+        request(&server, json!({"url": url, "ignore_ssl": ignore, "timeout_ms": 3000}))
+    };
+    ask(&ports[0].1, true);
+    let (before, _) = server.weight();
+    for (what, port) in &ports {
+        let refused = ask(port, false);
+        assert_eq!(refused["failed"], json!(true), "{what}: {refused}");
+        assert_ne!(refused["tls"]["verified"], json!(true), "{what}: {refused}");
+        let used = ask(port, true);
+        // What no TLS library reads ends the handshake.
+        assert!([json!(204), json!(35)].contains(&used["status"]), "{what}: {used}");
+        let chain = used["tls"]["chain"].as_array().map_or(0, Vec::len);
+        let expected = if what.starts_with("a chain") { 12 } else { 1 };
+        assert!(used["status"] == json!(35) || (expected..=16).contains(&chain), "{what}: {chain}: {used}");
+        assert!(!used["tls"]["verified"].as_bool().unwrap_or(false), "{what}: {used}");
+    }
+    let (after, _) = server.weight();
+    assert!(after < before + 16 * 1024, "{before} kB, then {after} kB");
+    let nul = ask(&ports[0].1, true);
+    assert!(nul["tls"]["chain"][0]["subject"].as_str().is_some_and(|text| text != "CN=www.lab.test"), "{nul}");
 }
 
 fn certificates_are_judged_and_shown(lab: &Lab) {

@@ -11,12 +11,15 @@ mod path;
 mod ping;
 mod policy;
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::support::lab::Lab;
+use crate::support::root;
 use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
@@ -59,4 +62,25 @@ fn the_first_readme_s_own_example(lab: &Lab) {
         json!([{"rrname": "www.lab.test.", "type": "A", "rclass": "IN", "ttl": 60, "rdlen": 4, "rdata": "10.77.0.2"}]);
     assert_eq!(dns["result"]["answer"], answer);
     assert_eq!(dns["result"]["question"], json!({"qname": "www.lab.test.", "qtype": "A", "qclass": "IN"}));
+}
+
+/// A script of the tests' own in the target's namespace, which prints what it serves and on which ports. It ends with its
+/// standard input.
+struct Peers(Child);
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+fn python(lab: &Lab, script: &str, arguments: &[&str]) -> (Peers, Vec<(String, String)>) {
+    let mut command = lab.target.command(root().join("target/lab-venv/bin/python").to_str().expect("UTF-8"));
+    command.arg(root().join("tests/support").join(script)).args(arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python runs");
+    let lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let port = |line: String| line.split_once('\t').map(|(name, port)| (name.to_owned(), port.to_owned()));
+    let ports = lines.take_while(|line| line != "ready").map(|line| port(line).expect("a port")).collect();
+    (Peers(child), ports)
 }

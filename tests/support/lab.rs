@@ -26,7 +26,11 @@ pub struct Namespace(String);
 
 impl Namespace {
     pub fn add(name: String) -> Self {
-        sh(&format!("ip netns add {name} && ip -n {name} link set lo up"));
+        // A namespace begins with what the machine has, and whoever runs containers has made it forward.
+        sh(&format!(
+            "ip netns add {name} && ip -n {name} link set lo up
+             ip netns exec {name} sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"
+        ));
         Self(name)
     }
 

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use resolver::SystemConfig;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::policy::Policy;
 
@@ -59,5 +60,27 @@ impl Net {
             resolver,
             tls: tls::Tls::open()?,
         })
+    }
+}
+
+/// Tasks that end with an exchange. hyper drives an HTTP/2 connection in one of its own, which wants to say goodbye: a
+/// server that does not read would keep it, and the connection, for as long as it likes.
+#[derive(Clone)]
+struct Tied(CancellationToken);
+
+impl Tied {
+    /// Dropping the guard ends them.
+    fn new() -> (Self, DropGuard) {
+        let over = CancellationToken::new();
+        (Self(over.clone()), over.drop_guard())
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Tied
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::spawn(self.0.clone().run_until_cancelled_owned(future));
     }
 }

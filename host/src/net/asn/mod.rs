@@ -141,7 +141,7 @@ impl Asn {
                 if state.database.is_none() && state.problem.is_none() {
                     let problem = format!("no database: '{}': {error}", file.display());
                     let todo = "set MMDB_LICENSE_KEY, SCOUTER_MMDB_URL or SCOUTER_MMDB_PATH";
-                    tracing::warn!(problem, todo, "no ASN database: systems are not named in traces");
+                    tracing::info!(problem, todo, "no ASN database: systems are not named in traces");
                     state.problem = Some(problem);
                 }
                 return;

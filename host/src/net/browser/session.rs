@@ -1,5 +1,6 @@
 //! One running browser: its driver, its session, its port of the gate.
 
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -124,11 +125,16 @@ impl Session {
     }
 }
 
-/// It takes a free port of IPv6, and gives up when somebody has the same one of IPv4: another one will do.
+/// Told to take any free port it takes one of IPv6, and gives up when somebody has the same one of IPv4; without IPv6 it
+/// does not say which it took. So then it is given one that was free a moment ago; and another one when that is taken.
 async fn chromedriver(driver: &str) -> anyhow::Result<Keeper> {
     let mut left = 5;
     loop {
-        match Keeper::start(&[driver, "--port=0"], chromedriver_listens).await {
+        let port = match TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
+            Ok(_) => 0,
+            Err(_) => TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port(),
+        };
+        match Keeper::start(&[driver, &format!("--port={port}")], chromedriver_listens).await {
             Err(error) if left > 0 && error.to_string().contains("port not available") => left -= 1,
             started => return started,
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -17,9 +17,9 @@ use tokio_rustls::client::TlsStream;
 
 use super::message::Query;
 use super::{AskError, bracketed};
-use crate::net::Net;
 use crate::net::packet::{self, Stamp};
 use crate::net::tls::QuicError;
+use crate::net::{Net, Tied};
 use crate::policy::Permitted;
 
 type Reply = Result<(Vec<u8>, Duration), AskError>;
@@ -111,7 +111,8 @@ pub async fn https(net: &Net, server: Permitted, port: u16, name: &str, query: &
     let malformed = |error: &dyn std::fmt::Display| AskError::Malformed(format!("DNS over HTTPS: {error}"));
     let start = Instant::now();
     let stream = secure(net, connect(server, port).await?, name, "h2").await?;
-    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+    let (tied, _end) = Tied::new();
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(tied)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|e| malformed(&e))?;

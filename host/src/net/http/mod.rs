@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri};
 use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 use url::Url;
@@ -25,7 +25,7 @@ use self::marks::{Marked, Marks};
 use super::dial::{self, DialError, is_own_trouble, words};
 use super::resolver::{LookupError, has_route};
 use super::tls::{Facts, QuicError, negotiated};
-use super::{Family, Net};
+use super::{Family, Net, Tied};
 use crate::policy::{Permitted, Policy};
 
 pub use marks::Timings;
@@ -271,7 +271,8 @@ async fn h2<S>(
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+    let (tied, _end) = Tied::new();
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(tied)
         .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(1 << 20)

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Which crates may be used: licences, sources, bans (deny.toml), and known vulnerabilities.
+set -eu
+cd "$(dirname "$0")/.."
+if ! command -v cargo-deny >/dev/null; then
+    echo 'setup: installing cargo-deny (Rust, some minutes): to judge the crates that are used'
+    cargo install --quiet --locked cargo-deny
+fi
+cargo deny --log-level error check --hide-inclusion-graph bans licenses sources
+# The advisories are a database of their own, which is not on any package registry.
+if timeout 60 cargo deny --log-level off fetch db >/dev/null 2>&1; then
+    cargo deny --log-level error check --hide-inclusion-graph advisories
+else
+    printf '\nSKIPPED: known vulnerabilities of crates: the advisory database cannot be fetched here\n\n' >&2
+fi
