@@ -109,6 +109,13 @@ fn a_wrong_setting_names_variable_value_and_what_is_allowed() {
         assert_eq!(output.status.code(), Some(2));
         assert!(err(&output).contains(message) && err(&output).contains("SCOUTER_API_SECRET"), "{}", err(&output));
     }
+    // As compose files and manifests leave them.
+    let empty = ["SCOUTER_TARGETS_ALLOW", "SCOUTER_TLS_CERT", "SCOUTER_TLS_KEY", "SCOUTER_LISTEN", "SCOUTER_MMDB_PATH"];
+    let settings: Vec<_> = empty.iter().map(|name| (*name, "")).chain([("SCOUTER_MAX_PROCESS_COUNT", "")]).collect();
+    let server =
+        Server::start(&[&settings[..], &[("SCOUTER_MAX_THREAD_COUNT", "4"), ("SCOUTER_BROWSER_IDLE", "")]].concat());
+    assert_eq!(server.get("/api/v1.0/status").body["worker_status"].as_array().map(Vec::len), Some(4));
+    drop(server);
     let output = scouter(&[], &[secret, ("SCOUTER_PLUGIN_DIR", "/nowhere")]);
     assert!(err(&output).contains("plugin folder '/nowhere' (SCOUTER_PLUGIN_DIR)"), "{}", err(&output));
 }

@@ -4,12 +4,14 @@ mod health;
 mod serve;
 mod show;
 
+use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde_json::{Map, Value};
@@ -135,7 +137,7 @@ pub fn main() -> ExitCode {
 fn parse() -> Result<Cli, clap::Error> {
     let mut command = Cli::command();
     for (flag, now, before) in ALIASES {
-        if std::env::var_os(now).is_none() && std::env::var_os(before).is_some() {
+        if !is_given(now) && is_given(before) {
             let rename = |command: clap::Command| command.mut_arg(flag, |arg| arg.env(before));
             // What every command takes is there only once.
             let serve = command.find_subcommand("serve");
@@ -146,10 +148,26 @@ fn parse() -> Result<Cli, clap::Error> {
         }
     }
     let variables = variables(&command);
-    command
+    without_empty(command)
         .try_get_matches()
         .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
         .map_err(|error| name_variable(error, &variables))
+}
+
+fn is_given(variable: impl AsRef<OsStr>) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+}
+
+/// An empty variable says as much as none: compose files write `NAME: ${NAME:-}`. Only an empty secret is a mistake.
+fn without_empty(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_env() {
+        Some(name) if name != "SCOUTER_API_SECRET" && std::env::var_os(name).is_some_and(|value| value.is_empty()) => {
+            arg.env(Resettable::Reset)
+        }
+        _ => arg,
+    });
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_empty))
 }
 
 /// How clap names a setting in errors, and the variable that sets it.

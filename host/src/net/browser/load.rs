@@ -23,16 +23,11 @@ const CLOCK_MS: f64 = 5.0;
 /// How often limits are looked at while nothing happens.
 const TICK: Duration = Duration::from_millis(50);
 
-const EVENTS: [&str; 8] = [
-    "network.beforeRequestSent",
-    "network.responseStarted",
-    "network.responseCompleted",
-    "network.fetchError",
-    "browsingContext.contextCreated",
-    "browsingContext.load",
-    "browsingContext.domContentLoaded",
-    "log.entryAdded",
-];
+/// For both.
+const EVENTS: [&str; 4] =
+    ["network.beforeRequestSent", "browsingContext.contextCreated", "browsingContext.load", "log.entryAdded"];
+const FIREFOX_EVENTS: [&str; 3] = ["network.responseStarted", "network.responseCompleted", "network.fetchError"];
+/// Instead of those: each event that nobody reads costs the browser time in which it could load the page.
 const CHROME_EVENTS: [&str; 6] = [
     "goog:cdp.Network.responseReceivedExtraInfo",
     "goog:cdp.Network.requestWillBeSent",
@@ -182,8 +177,9 @@ pub async fn first(session: &Session, verify_tls: bool) -> Result<Prepared, Bidi
 /// Asks for the events of a user context, and denies it downloads.
 async fn watch_all(session: &Session, user_context: &str) -> Result<(), BidiError> {
     let mut events: Vec<&str> = EVENTS.into();
-    if session.kind == Kind::Chrome {
-        events.extend(CHROME_EVENTS);
+    match session.kind {
+        Kind::Chrome => events.extend(CHROME_EVENTS),
+        Kind::Firefox => events.extend(FIREFOX_EVENTS),
     }
     let contexts = json!([user_context]);
     let subscribe = session.bidi.call("session.subscribe", json!({"events": events, "userContexts": contexts}), PROMPT);
