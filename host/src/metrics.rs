@@ -37,6 +37,13 @@ struct Browser {
     state: &'static str,
 }
 
+/// A method that HTTP has a name for, else `other`: strangers write what they like.
+#[must_use]
+pub fn known_method(method: &str) -> &'static str {
+    let known = ["GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"];
+    known.into_iter().find(|known| *known == method).unwrap_or("other")
+}
+
 /// From milliseconds to the longest test.
 const DURATIONS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
@@ -136,8 +143,7 @@ impl Default for Metrics {
 impl Metrics {
     /// `route` is the route's pattern, and `method` one that the API knows: what strangers write is no label.
     pub fn request(&self, method: &str, route: &str, status: u16) {
-        let known = ["GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"];
-        let method = known.into_iter().find(|known| *known == method).unwrap_or("other").to_owned();
+        let method = known_method(method).to_owned();
         self.requests.get_or_create(&Request { method, route: route.to_owned(), status }).inc();
     }
 

@@ -9,6 +9,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
 
+use crate::metrics::known_method;
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const LONGEST_ID: usize = 64;
 
@@ -27,10 +29,7 @@ fn id_of(request: &Request) -> String {
 pub async fn log(request: Request, next: Next) -> Response {
     let id = id_of(&request);
     let started = Instant::now();
-    let method = match request.method().as_str() {
-        method @ ("GET" | "POST" | "DELETE" | "HEAD" | "OPTIONS" | "PUT" | "PATCH") => method.to_owned(),
-        _ => "other".to_owned(),
-    };
+    let method = known_method(request.method().as_str());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
     let span = tracing::info_span!("request", id);

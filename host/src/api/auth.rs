@@ -51,8 +51,8 @@ impl Auth {
         *self.digests.write().unwrap_or_else(PoisonError::into_inner) = digests.into();
     }
 
-    /// Which secret it is, if it is one. The same work whether or not the header is there and however much of it is right: digests are compared, all of
-    /// them, in constant time (threat 27).
+    /// Which secret it is, if it is one. The same work whether or not the header is there and however much of it is right:
+    /// digests are compared, all of them, in constant time (threat 27).
     #[must_use]
     pub fn accepts(&self, headers: &HeaderMap) -> Option<SecretDigest> {
         let given = headers.get(header::AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
