@@ -23,7 +23,7 @@ test: lint
 	mkdir -p target/debug/plugins target/debug/hostile
 	cp $(BUILT) target/debug/plugins/
 	cp target/wasm32-wasip2/plugin/hostile.wasm target/debug/hostile/
-	cargo test -p scouter -p scouter-sdk
+	cargo test -p scouter-net -p scouter -p scouter-sdk
 	fuzz/run.sh
 	tests/deny.sh
 	tests/image.sh

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use scouter::api::Auth;
-use scouter::imports::Lent;
 use scouter::metrics::Metrics;
-use scouter::net::resolver::SystemConfig;
-use scouter::net::{Net, browser};
-use scouter::plugins::{Partial, Plugins};
-use scouter::policy::Policy;
+use scouter::sandbox::{Plugins, Progress};
+use scouter::services::Services;
+use scouter_net::address::SystemConfig;
+use scouter_net::policy::Policy;
+use scouter_net::{Net, browser};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -43,20 +43,20 @@ pub fn sandbox(_: &Lab) {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let samples = runtime.block_on(async {
         let browsers = browser::Config { ports: 9001..=9001, ttl: Duration::from_mins(5), idle: Duration::ZERO };
-        let lent = Arc::new(Lent {
+        let services = Arc::new(Services {
             io: tokio::runtime::Handle::current(),
             net: Net::open(SystemConfig::default(), &Policy::default(), None, browsers).expect("engines"),
             policy: Policy::default(),
             metrics: Metrics::default(),
         });
-        let plugins = Plugins::load(&[hostile()], Some(&cache), &lent).await.expect("plugins");
+        let plugins = Plugins::load(&[hostile()], Some(&cache), &services).await.expect("plugins");
         let plugin = Arc::clone(plugins.get("hostile").expect("the plugin"));
         let cancel = CancellationToken::new();
         let mut samples = vec![];
         for round in 0..11_000 {
             let started = Instant::now();
             let outcome = plugin
-                .run(&lent, r#"{"do":"nothing"}"#, Arc::new(Partial::default()), Duration::from_secs(5), &cancel)
+                .run(&services, r#"{"do":"nothing"}"#, Arc::new(Progress::default()), Duration::from_secs(5), &cancel)
                 .await;
             if round >= 1000 {
                 samples.push(started.elapsed().as_secs_f64() * 1e6);

@@ -1,12 +1,8 @@
 //! Whole ICMP messages as raw sockets hand them over: nothing panics, and what is found lies in the message.
 
 #![no_main]
-#![allow(dead_code, reason = "the modules are the host's, and only parsers are called")]
 
-#[path = "../../host/src/net/icmp/quoted.rs"]
-mod quoted;
-#[path = "../../host/src/net/icmp/wire.rs"]
-mod wire;
+use scouter_net::packet::icmp as wire;
 
 use wire::Message;
 

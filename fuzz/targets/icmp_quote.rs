@@ -2,10 +2,8 @@
 //! input is found whole; whatever else comes does no harm.
 
 #![no_main]
-#![allow(dead_code, reason = "the module is the host's, and only its parser is called")]
 
-#[path = "../../host/src/net/icmp/quoted.rs"]
-mod quoted;
+use scouter_net::packet::quoted;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let [first, length, body @ ..] = data else { return };

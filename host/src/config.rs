@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
+use scouter_net::asn::Source;
+use scouter_net::browser;
+use scouter_net::policy::Rule;
 use sha2::{Digest, Sha256};
 
-use crate::api::Identity;
-use crate::net::asn::Source;
-use crate::net::browser;
-use crate::policy::Rule;
 use crate::receipts::Budget;
+use crate::server::Identity;
 
 /// What running a test needs, with or without a server.
 #[derive(Debug, Clone, Args)]

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -15,14 +16,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::imports::Lent;
 use crate::plan::{Action, Plan, PlannedTest};
-use crate::plugins::{Partial, Plugin, RunError};
-use crate::receipts::{Receipt, Receipts, lock};
+use crate::receipts::{Receipt, Receipts};
+use crate::sandbox::{Plugin, Progress, RunError};
+use crate::services::Services;
 
 /// Where tests run.
 pub struct Runner {
-    lent: Arc<Lent>,
+    services: Arc<Services>,
     /// Guests compute here, at low priority.
     guests: Handle,
     permits: Arc<Semaphore>,
@@ -100,9 +101,9 @@ fn json(test: &Test) -> Box<RawValue> {
 
 impl Runner {
     #[must_use]
-    pub fn new(lent: Arc<Lent>, guests: Handle, slots: usize, max_waiting: usize, timeout: Duration) -> Self {
+    pub fn new(services: Arc<Services>, guests: Handle, slots: usize, max_waiting: usize, timeout: Duration) -> Self {
         Self {
-            lent,
+            services,
             guests,
             permits: Arc::new(Semaphore::new(slots)),
             slots: Mutex::new(Slots { free: (0..slots).collect(), stats: vec![Slot::default(); slots] }),
@@ -149,7 +150,7 @@ impl Runner {
         let json = match &test.action {
             Action::Refuse { message } => {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.lent.metrics.test(None, "refused");
+                self.services.metrics.test(None, "refused");
                 let timing = Timing { queued_ms: ms(queued.elapsed()), started_at: None, duration_ms: None };
                 let message = Some(message.clone());
                 json(&Test { id: &test.id, failed: true, message, result: &empty(), timing, plugin: None, error: None })
@@ -165,10 +166,10 @@ impl Runner {
                 let waited = queued.elapsed();
                 if let Some(_permit) = permit {
                     let watched = Arc::clone(receipt);
-                    let partial = Arc::new(Partial::told(move |json| watched.partial(index, json)));
+                    let partial = Arc::new(Progress::with_listener(move |json| watched.partial(index, json)));
                     self.run(&test.id, plugin, options, waited, &receipt.cancel, partial).await
                 } else {
-                    self.lent.metrics.test(Some(&plugin.name), RunError::Cancelled.kind());
+                    self.services.metrics.test(Some(&plugin.name), RunError::Cancelled.kind());
                     cancelled(&test.id, plugin, waited)
                 }
             }
@@ -184,14 +185,14 @@ impl Runner {
         options: &str,
         waited: Duration,
         cancel: &CancellationToken,
-        partial: Arc<Partial>,
+        partial: Arc<Progress>,
     ) -> Box<RawValue> {
         let slot = self.occupy();
         let (started, started_at) = (Instant::now(), jiff::Timestamp::now());
         let outcome = tokio::select! {
             biased;
             () = self.stopping.cancelled() => Err(RunError::Cancelled),
-            outcome = plugin.run(&self.lent, options, Arc::clone(&partial), self.timeout, cancel) => outcome,
+            outcome = plugin.run(&self.services, options, Arc::clone(&partial), self.timeout, cancel) => outcome,
         };
         let duration = started.elapsed();
         let timing = Timing {
@@ -236,14 +237,14 @@ impl Runner {
             Ok(_) => "ok",
             Err(error) => error.kind(),
         };
-        self.lent.metrics.test(Some(&plugin.name), ended);
-        self.lent.metrics.ran(&plugin.name, waited, duration);
+        self.services.metrics.test(Some(&plugin.name), ended);
+        self.services.metrics.ran(&plugin.name, waited, duration);
         self.vacate(slot, duration, exception, json.get().len());
         json
     }
 
     fn occupy(&self) -> Option<usize> {
-        let mut slots = lock(&self.slots);
+        let mut slots = self.slots.lock();
         let index = slots.free.pop_first()?;
         let slot = slots.stats.get_mut(index)?;
         slot.busy = true;
@@ -253,7 +254,7 @@ impl Runner {
     }
 
     fn vacate(&self, index: Option<usize>, took: Duration, exception: bool, bytes: usize) {
-        let mut slots = lock(&self.slots);
+        let mut slots = self.slots.lock();
         if let Some(index) = index
             && let Some(slot) = slots.stats.get_mut(index)
         {
@@ -268,7 +269,7 @@ impl Runner {
 
     #[must_use]
     pub fn slots(&self) -> Vec<Slot> {
-        lock(&self.slots).stats.clone()
+        self.slots.lock().stats.clone()
     }
 
     /// Tests waiting for a permit, and the most that may.

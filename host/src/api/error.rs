@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::payload::PayloadError;
+use crate::plan::payload::PayloadError;
 use crate::runner::QueueFull;
 
 #[derive(Debug, thiserror::Error)]

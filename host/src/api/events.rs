@@ -64,7 +64,7 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
         return Some((pieces, (!done).then_some(watch)));
     }
     watch.paused = false;
-    match tokio::time::timeout(KEEP_ALIVE, watch.receipt.happens_after(watch.told)).await {
+    match tokio::time::timeout(KEEP_ALIVE, watch.receipt.changed_since(watch.told)).await {
         Ok(true) => Some((vec![], Some(watch))),
         // Deleted or expired: there is no more to say.
         Ok(false) => None,

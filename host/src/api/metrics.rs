@@ -27,13 +27,13 @@ async fn metrics(State(api): State<Arc<Api>>) -> Response {
         receipts_running,
         receipts_finished,
         receipt_bytes,
-        icmp_dropped: api.lent.net.icmp.dropped(),
-        refusals: api.lent.policy.refusals(),
-        browsers: api.lent.net.browsers.status().iter().map(|browser| (browser.driver, browser.state)).collect(),
-        asn_database: api.lent.net.asn.status().0.is_some(),
+        icmp_dropped: api.services.net.ping.dropped(),
+        refusals: api.services.policy.refusals(),
+        browsers: api.services.net.browsers.status().iter().map(|browser| (browser.driver, browser.state)).collect(),
+        asn_database: api.services.net.asn.status().0.is_some(),
         uptime: api.started.elapsed(),
     };
-    match api.lent.metrics.text(&now) {
+    match api.services.metrics.text(&now) {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
@@ -47,6 +47,6 @@ pub async fn count(State(api): State<Arc<Api>>, request: Request, next: Next) ->
     let method = request.method().as_str().to_owned();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let response = next.run(request).await;
-    api.lent.metrics.request(&method, route.as_deref().unwrap_or("none"), response.status().as_u16());
+    api.services.metrics.request(&method, route.as_deref().unwrap_or("none"), response.status().as_u16());
     response
 }

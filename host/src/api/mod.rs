@@ -7,11 +7,8 @@ mod events;
 mod metrics;
 mod openapi;
 mod plugins;
-#[expect(clippy::disallowed_types, reason = "it listens; it connects to nobody")]
-mod serve;
 mod status;
 mod tests;
-mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,16 +20,14 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
 
-use crate::imports::Lent;
-use crate::net::Net;
-use crate::plugins::Plugins;
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
+use crate::sandbox::Plugins;
+use crate::services::Services;
+use scouter_net::Net;
 
 pub use auth::Auth;
 pub use error::ApiError;
-pub use serve::{Listening, serve};
-pub use tls::Identity;
 
 /// What handlers share.
 pub struct Api {
@@ -42,7 +37,7 @@ pub struct Api {
     pub receipts: Arc<Receipts>,
     pub requests: Requests,
     pub network: Network,
-    pub lent: Arc<Lent>,
+    pub services: Arc<Services>,
     pub max_tests: usize,
     pub max_body: usize,
     pub started: Instant,
@@ -70,8 +65,8 @@ pub struct SocketMode {
 
 impl Network {
     #[must_use]
-    pub fn of(net: &Net, policy: &crate::policy::Policy) -> Self {
-        let [icmp_v4, icmp_v6] = net.icmp.modes().map(|(mode, why)| SocketMode { mode, why: why.map(str::to_owned) });
+    pub fn of(net: &Net, policy: &scouter_net::policy::Policy) -> Self {
+        let [icmp_v4, icmp_v6] = net.ping.modes().map(|(mode, why)| SocketMode { mode, why: why.map(str::to_owned) });
         Self {
             icmp_v4,
             icmp_v6,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use scouter_net::browser;
 use serde::Serialize;
 
 use super::{Api, Network};
-use crate::net::browser;
 use crate::runner::Slot;
 
 pub fn routes() -> Router<Arc<Api>> {
@@ -95,7 +95,7 @@ impl Worker {
 
 async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
     let (waiting, max) = api.runner.queue();
-    let (asn_database, asn_database_problem) = api.lent.net.asn.status();
+    let (asn_database, asn_database_problem) = api.services.net.asn.status();
     let (running, finished, bytes) = api.receipts.counts();
     Json(Body {
         total_requests: api.requests.total(),
@@ -107,7 +107,7 @@ async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
         plugins: api.plugins.iter().map(|plugin| plugin.name.clone()).collect(),
         asn_database,
         asn_database_problem,
-        browsers: api.lent.net.browsers.status(),
+        browsers: api.services.net.browsers.status(),
         network: api.network.clone(),
     })
 }

@@ -14,8 +14,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 
 use super::{Api, ApiError};
-use crate::payload::{Payload, PayloadError};
 use crate::plan::Plan;
+use crate::plan::payload::{Payload, PayloadError};
 use crate::receipts::Receipt;
 
 /// A body must have arrived after this.

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
-
-use crate::net::tls::Tls;
+use scouter_net::tls::Tls;
 
 const TIMEOUT: Duration = Duration::from_secs(4);
 

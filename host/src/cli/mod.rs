@@ -19,15 +19,15 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ALIASES, Engine, LogFormat, Serve};
-use crate::imports::Lent;
 use crate::metrics::Metrics;
-use crate::net::Net;
-use crate::net::resolver::SystemConfig;
 use crate::plan::{Action, Plan};
-use crate::plugins::{Partial, Plugins};
-use crate::policy::Policy;
-use crate::privilege;
 use crate::runner::Runner;
+use crate::sandbox::{Plugins, Progress};
+use crate::services::{Runtimes, Services};
+use scouter_net::Net;
+use scouter_net::address::SystemConfig;
+use scouter_net::policy::Policy;
+use scouter_net::privilege;
 
 /// Remote network troubleshooting: tests as sandboxed WebAssembly components behind a REST API.
 ///
@@ -102,11 +102,11 @@ pub fn main() -> ExitCode {
         }
     };
     let done = match cli.command {
-        Some(Command::Compile) => crate::plugins::compile_main().map(|()| ExitCode::SUCCESS),
-        Some(Command::Unshare) => crate::net::browser::unshare_main().map(|()| ExitCode::SUCCESS),
+        Some(Command::Compile) => crate::sandbox::compile_main().map(|()| ExitCode::SUCCESS),
+        Some(Command::Unshare) => scouter_net::browser::unshare_main().map(|()| ExitCode::SUCCESS),
         Some(Command::Health(asked)) => health::health(&asked),
         Some(Command::Keep { folder, driver }) => {
-            crate::net::browser::keeper_main(&folder, &driver).map(|()| ExitCode::SUCCESS)
+            scouter_net::browser::keeper_main(&folder, &driver).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Run(run)) => {
             log(&cli.engine, "error");
@@ -217,56 +217,19 @@ fn log(engine: &Engine, default: &str) {
     }
 }
 
-/// Two runtimes: `io` for the API and the network, `guests` for plugins, at low priority, so that a plugin that spins
-/// slows neither the API nor a measurement.
-struct Runtimes {
-    io: tokio::runtime::Runtime,
-    guests: tokio::runtime::Runtime,
-}
-
-const GUEST_THREADS: usize = 2;
-const GUEST_NICE: i32 = 10;
-
-impl Runtimes {
-    fn new(threads: Option<u64>) -> anyhow::Result<Self> {
-        let mut io = tokio::runtime::Builder::new_multi_thread();
-        if let Some(threads) = threads {
-            io.worker_threads(usize::try_from(threads)?);
-        }
-        let io = io.thread_name("io").on_thread_start(|| privilege::keep_or_say(privilege::NETWORK));
-        let io = io.enable_all().build()?;
-        let guests = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(GUEST_THREADS)
-            .thread_name("guest")
-            .on_thread_start(|| {
-                // On Linux this is the thread's own priority. Without it plugins compete as equals, no worse.
-                let _ = rustix::process::setpriority_process(None, GUEST_NICE);
-                privilege::keep_or_say(privilege::NOTHING);
-            })
-            .enable_all()
-            .build()?;
-        Ok(Self { io, guests })
-    }
-
-    /// Engines and plugins.
-    fn load(&self, engine: &Engine) -> anyhow::Result<(Arc<Lent>, Arc<Plugins>)> {
-        self.io.block_on(async {
-            let system = SystemConfig::read();
-            let (allow, deny) = (engine.targets_allow.clone(), engine.targets_deny.clone());
-            let policy = Policy::new(allow, deny, system.nameservers.clone());
-            let net = Net::open(system, &policy, engine.asn_file(), engine.browsers())?;
-            net.asn.follow();
-            let lent = Arc::new(Lent { io: self.io.handle().clone(), net, policy, metrics: Metrics::default() });
-            let plugins = Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), &lent).await?;
-            Ok((lent, Arc::new(plugins)))
-        })
-    }
-
-    /// Ends both without waiting for what a blocking call still holds.
-    fn end(self) {
-        self.guests.shutdown_background();
-        self.io.shutdown_timeout(Duration::from_millis(100));
-    }
+/// Engines and plugins.
+fn load(runtimes: &Runtimes, engine: &Engine) -> anyhow::Result<(Arc<Services>, Arc<Plugins>)> {
+    runtimes.io.block_on(async {
+        let system = SystemConfig::read();
+        let (allow, deny) = (engine.targets_allow.clone(), engine.targets_deny.clone());
+        let policy = Policy::new(allow, deny, system.nameservers.clone());
+        let net = Net::open(system, &policy, engine.asn_file(), engine.browsers())?;
+        net.asn.follow();
+        let services =
+            Arc::new(Services { io: runtimes.io.handle().clone(), net, policy, metrics: Metrics::default() });
+        let plugins = Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), &services).await?;
+        Ok((services, Arc::new(plugins)))
+    })
 }
 
 /// `key=value` as the payload has it: JSON where it is JSON, text where it is not.
@@ -289,7 +252,7 @@ fn options(pairs: &[String]) -> anyhow::Result<Map<String, Value>> {
 fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
     let options = options(&run.options)?;
     let runtimes = Runtimes::new(None)?;
-    let (lent, plugins) = runtimes.load(engine)?;
+    let (services, plugins) = load(&runtimes, engine)?;
     if plugins.get(&run.test_type).is_none() {
         let known: Vec<&str> = plugins.iter().map(|plugin| plugin.name.as_str()).collect();
         let refused =
@@ -299,8 +262,8 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
         }
         anyhow::bail!("there is no test type '{}'; there is: {}", run.test_type, known.join(", "));
     }
-    let runner = Runner::new(Arc::clone(&lent), runtimes.guests.handle().clone(), 1, 1, engine.test_timeout());
-    let payload = crate::payload::Payload(vec![(run.test_type, vec![options])]);
+    let runner = Runner::new(Arc::clone(&services), runtimes.guests.handle().clone(), 1, 1, engine.test_timeout());
+    let payload = crate::plan::payload::Payload(vec![(run.test_type, vec![options])]);
     let Some(planned) = Plan::new(payload, &plugins).tests.pop() else { anyhow::bail!("nothing to run") };
     let (plugin, options) = match planned.action {
         Action::Run { plugin, options } => (plugin, options),
@@ -310,7 +273,7 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
     let id = planned.id;
     let done = runtimes.guests.block_on(async {
         let cancel = CancellationToken::new();
-        let partial = Arc::new(Partial::default());
+        let partial = Arc::new(Progress::default());
         let mut watcher = show::Watcher::new(table);
         let finished = runner.run(&id, &plugin, &options, Duration::ZERO, &cancel, Arc::clone(&partial));
         let mut finished = std::pin::pin!(finished);
@@ -323,14 +286,14 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
             }
         }
     });
-    runtimes.io.block_on(lent.net.browsers.end());
+    runtimes.io.block_on(services.net.browsers.end());
     runtimes.end();
     Ok(if done { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn list_plugins(engine: &Engine, list: &ListPlugins) -> anyhow::Result<ExitCode> {
     let runtimes = Runtimes::new(Some(1))?;
-    let (_, plugins) = runtimes.load(engine)?;
+    let (_, plugins) = load(&runtimes, engine)?;
     if list.json {
         let all: Vec<Value> = plugins
             .iter()

@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use scouter_net::browser::Browsers;
+use scouter_net::privilege;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Runtimes;
-use crate::api::{self, Api, Auth, Identity, Listening, Network};
+use crate::api::{self, Api, Auth, Network};
 use crate::config::{Engine, Serve};
-use crate::net::browser::Browsers;
-use crate::privilege;
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
+use crate::server::{self, Identity, Listening};
+use crate::services::Runtimes;
 
 /// What may take this long once a signal has come; then it is cut off.
 const DRAIN: Duration = Duration::from_secs(9);
@@ -33,16 +34,16 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     let identity = settings.identity()?;
     let runtimes = Runtimes::new(settings.threads)?;
     let source = settings.asn_source()?;
-    let (lent, plugins) = runtimes.load(engine)?;
+    let (services, plugins) = super::load(&runtimes, engine)?;
     if let Some(source) = source {
         let _inside = runtimes.io.enter();
-        lent.net.asn.fetch(source, &lent.net.tls)?;
+        services.net.asn.fetch(source, &services.net.tls)?;
     }
     let slots = usize::try_from(settings.max_process_count)?;
-    let network = Network::of(&lent.net, &lent.policy);
-    let kept = Arc::clone(&lent);
+    let network = Network::of(&services.net, &services.policy);
+    let kept = Arc::clone(&services);
     let runner = Runner::new(
-        lent,
+        services,
         runtimes.guests.handle().clone(),
         slots,
         usize::try_from(settings.max_queue)?,
@@ -55,7 +56,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         receipts: Arc::new(Receipts::new(settings.budget())),
         requests: Requests::default(),
         network,
-        lent: Arc::clone(&kept),
+        services: Arc::clone(&kept),
         max_tests: usize::try_from(settings.max_test_count)?,
         max_body: usize::try_from(settings.max_body_bytes)?,
         started,
@@ -83,12 +84,12 @@ async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve) -
     let mut hangup = signal(SignalKind::hangup()).context("signals")?;
     let listening = Listening::bind(&settings.addresses())?;
     // Everything that needs more is open.
-    privilege::keep_or_say(privilege::NETWORK);
+    privilege::drop_or_warn(privilege::NETWORK);
     announce(&api, &listening, identity.is_some(), settings);
     let closing = CancellationToken::new();
     let router = api::router(Arc::clone(&api));
     let max_connections = usize::try_from(settings.max_connections)?;
-    let serving = tokio::spawn(api::serve(listening, router, identity.clone(), max_connections, closing.clone()));
+    let serving = tokio::spawn(server::serve(listening, router, identity.clone(), max_connections, closing.clone()));
     let tidy = tokio::spawn(expire(Arc::clone(&api.receipts)));
     let follow = identity.clone().map(|identity| AbortOnDropHandle::new(tokio::spawn(identity.follow())));
 

@@ -6,8 +6,8 @@ use std::io::{IsTerminal, Write};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::options::expectation;
-use crate::plugins::Plugin;
+use crate::sandbox::Plugin;
+use crate::sandbox::schema::expectation;
 
 /// Shows one test from its partial results to its end.
 pub struct Watcher {

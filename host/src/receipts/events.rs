@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::{Receipt, lock};
+use super::Receipt;
 
 /// Something that happened, as watchers are told it. The JSON is put together from parts that all watchers share.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Receipt {
     }
 
     pub(super) fn tell(&self, index: usize, json: Bytes, finished: bool) {
-        let mut news = lock(&self.news);
+        let mut news = self.news.lock();
         let Some(slot) = news.get_mut(index) else { return };
         // A partial result that comes late has nothing to say.
         if slot.finished {
@@ -88,7 +88,7 @@ impl Receipt {
     #[must_use]
     pub fn since(&self, number: u64) -> (Vec<Event>, bool) {
         let done = !self.is_running();
-        let news = lock(&self.news).clone();
+        let news = self.news.lock().clone();
         let newer = news.into_iter().filter(|news| news.number > number);
         let mut events: Vec<Event> = newer
             .map(|news| Event {
@@ -106,7 +106,7 @@ impl Receipt {
     }
 
     /// Waits until something happens after this number, or the receipt is forgotten: then it is false.
-    pub async fn happens_after(&self, number: u64) -> bool {
+    pub async fn changed_since(&self, number: u64) -> bool {
         let mut newest = self.newest.subscribe();
         tokio::select! {
             happened = newest.wait_for(|newest| *newest > number) => happened.is_ok(),

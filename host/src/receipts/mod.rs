@@ -5,9 +5,10 @@
 
 mod events;
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,11 +23,6 @@ use events::News;
 
 /// 128 random bits as 32 lower-case hexadecimal digits.
 pub type ReceiptId = String;
-
-/// Locks without giving up when a holder panicked: the data are counters and finished results, valid at every step.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How much is kept, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +102,7 @@ impl Receipts {
             newest: watch::Sender::new(0),
             cancel: CancellationToken::new(),
         });
-        lock(&self.running).insert(receipt.id.clone(), Arc::clone(&receipt));
+        self.running.lock().insert(receipt.id.clone(), Arc::clone(&receipt));
         if plan.tests.is_empty() {
             self.retire(&receipt);
         }
@@ -123,7 +119,7 @@ impl Receipts {
     ) {
         // All of it in one step: two tests that end at once must not set the count back, nor must the end be told before
         // one of them.
-        let mut results = lock(&receipt.results);
+        let mut results = receipt.results.lock();
         let held = receipt.bytes.load(Ordering::Relaxed);
         let fits = held + json.get().len() <= self.budget.receipt_bytes;
         let json = events::line(if fits { json } else { too_large(self.budget.receipt_bytes) });
@@ -144,7 +140,7 @@ impl Receipts {
     }
 
     fn retire(&self, receipt: &Arc<Receipt>) {
-        let mut running = lock(&self.running);
+        let mut running = self.running.lock();
         // Deleted meanwhile: it must not come back.
         if running.contains_key(&receipt.id) {
             let weight = receipt.weight(self.budget.share());
@@ -162,7 +158,7 @@ impl Receipts {
     /// None when unknown, deleted, evicted or expired.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Arc<Receipt>> {
-        let running = lock(&self.running).get(id).cloned();
+        let running = self.running.lock().get(id).cloned();
         running.or_else(|| self.finished.get(id)).filter(|receipt| receipt.made.elapsed() < self.budget.lifetime)
     }
 
@@ -170,7 +166,7 @@ impl Receipts {
     #[must_use]
     pub fn delete(&self, id: &str) -> bool {
         let found = self.get(id).is_some();
-        let running = lock(&self.running).remove(id);
+        let running = self.running.lock().remove(id);
         if let Some(receipt) = running.or_else(|| self.finished.remove(id)) {
             receipt.cancel.cancel();
         }
@@ -178,7 +174,7 @@ impl Receipts {
     }
 
     pub fn cancel_all(&self) {
-        for receipt in lock(&self.running).values() {
+        for receipt in self.running.lock().values() {
             receipt.cancel.cancel();
         }
     }
@@ -186,7 +182,7 @@ impl Receipts {
     /// Drops what has expired. To be called every second or so: neither map does it by itself.
     pub fn expire(&self) {
         self.finished.run_pending_tasks();
-        lock(&self.running).retain(|_, receipt| {
+        self.running.lock().retain(|_, receipt| {
             let alive = receipt.made.elapsed() < self.budget.lifetime;
             if !alive {
                 receipt.cancel.cancel();
@@ -198,7 +194,7 @@ impl Receipts {
     /// Receipts kept: running, finished; and bytes of results in the finished ones.
     #[must_use]
     pub fn counts(&self) -> (usize, u64, u64) {
-        (lock(&self.running).len(), self.finished.entry_count(), self.finished_weight.load(Ordering::Relaxed))
+        (self.running.lock().len(), self.finished.entry_count(), self.finished_weight.load(Ordering::Relaxed))
     }
 }
 
@@ -251,7 +247,7 @@ impl Receipt {
 
     /// The same in pieces; the results in it are shared, not copied.
     fn pieces(&self) -> Vec<Bytes> {
-        let results = lock(&self.results);
+        let results = self.results.lock();
         let finished = results.iter().filter(|r| r.json.is_some()).count();
         let total = results.len();
         let mut pieces = vec![];

@@ -1,0 +1,168 @@
+//! `browser`: one page in a real browser.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use scouter_net::browser::{self as engine, BrowserError as EngineError};
+use url::Url;
+
+use super::http::RESERVED;
+use super::{RunState, wit};
+use wit::browser::{BrowserError, Exchange, Failure, FailureKind, Kind, Message, Page, Role, Timings, Vitals};
+use wit::http::Header;
+
+const URL_BYTES: usize = 8192;
+const HEADERS: usize = 100;
+const SCREENSHOT_BYTES: u32 = 4 << 20;
+
+fn checked(request: wit::browser::Request) -> Result<engine::Request, String> {
+    if request.url.len() > URL_BYTES {
+        return Err(format!("the URL is longer than {URL_BYTES} bytes"));
+    }
+    let url =
+        Url::parse(&request.url).map_err(|error| format!("'{}' is not a URL: {error}", request.url.escape_debug()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("the URL's scheme '{}' is not http or https", url.scheme()));
+    }
+    if request.headers.len() > HEADERS {
+        return Err(format!("more than {HEADERS} headers"));
+    }
+    let mut headers = vec![];
+    for Header { name, value } in request.headers {
+        let shown = name.escape_debug();
+        let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("'{shown}' is not a header name"))?;
+        if RESERVED.contains(&parsed) {
+            return Err(format!("header '{shown}' cannot be set"));
+        }
+        HeaderValue::from_str(&value)
+            .map_err(|_| format!("the value of header '{shown}' is not text of one line (ASCII)"))?;
+        headers.push((name, value));
+    }
+    if !(100..=120_000).contains(&request.timeout_ms) {
+        return Err(format!("timeout {} ms is not from 100 to 120000 ms", request.timeout_ms));
+    }
+    let screenshot = request.screenshot_bytes.min(SCREENSHOT_BYTES);
+    Ok(engine::Request {
+        kind: match request.browser {
+            Kind::Chrome => engine::Kind::Chrome,
+            Kind::Firefox => engine::Kind::Firefox,
+        },
+        url,
+        headers,
+        verify_tls: request.verify_tls,
+        timeout: Duration::from_millis(request.timeout_ms.into()),
+        screenshot_bytes: usize::try_from(screenshot).unwrap_or_default(),
+    })
+}
+
+impl wit::browser::Host for RunState {
+    async fn load(&mut self, request: wit::browser::Request) -> wasmtime::Result<Result<Page, BrowserError>> {
+        let sizes: usize = request.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
+        self.call(request.url.len() + sizes)?;
+        let request = match checked(request) {
+            Ok(request) => request,
+            Err(reason) => return Ok(Err(BrowserError::Invalid(reason))),
+        };
+        if let Err(wit::net::NetError::Invalid(reason)) = self.packets(1000) {
+            return Ok(Err(BrowserError::Invalid(reason)));
+        }
+        let services = self.services.clone();
+        let page = match self.on_io(async move { services.net.browsers.load(&request).await }).await? {
+            Ok(page) => page,
+            Err(EngineError::Unavailable(reason)) => return Ok(Err(BrowserError::Unavailable(reason))),
+            Err(EngineError::Crashed(reason)) => return Ok(Err(BrowserError::Crashed(reason))),
+        };
+        let of_headers = |e: &engine::Exchange| e.headers.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
+        let bytes: usize = page.exchanges.iter().map(|e| e.url.len() + of_headers(e) + 200).sum();
+        self.usage.carried(bytes + page.screenshot.as_ref().map_or(0, Vec::len))?;
+        Ok(Ok(page.into()))
+    }
+}
+
+impl From<engine::Page> for Page {
+    fn from(page: engine::Page) -> Self {
+        let vitals = page.vitals;
+        Self {
+            browser: page.browser,
+            started_at_ms: page.started_at_ms,
+            exchanges: page.exchanges.into_iter().map(Into::into).collect(),
+            left_out: u32::try_from(page.left_out).unwrap_or(u32::MAX),
+            loaded: page.loaded,
+            stopped: page.stopped.map(Into::into),
+            navigation_error: page.navigation_error,
+            vitals: Vitals {
+                ttfb: vitals.ttfb,
+                first_contentful_paint: vitals.fcp,
+                largest_contentful_paint: vitals.lcp,
+                dom_content_loaded: vitals.dcl,
+                load: vitals.load,
+                layout_shift: vitals.cls,
+            },
+            console: page
+                .console
+                .into_iter()
+                .map(|m| Message { level: m.level, text: m.text, url: m.url, line: m.line })
+                .collect(),
+            screenshot: page.screenshot,
+        }
+    }
+}
+
+impl From<engine::Exchange> for Exchange {
+    fn from(exchange: engine::Exchange) -> Self {
+        let t = exchange.timings;
+        Self {
+            role: match exchange.role {
+                engine::Role::Document => Role::Document,
+                engine::Role::Redirect => Role::Redirect,
+                engine::Role::Resource => Role::Resource,
+            },
+            url: exchange.url,
+            method: exchange.method,
+            destination: exchange.destination,
+            status: exchange.status,
+            reason: exchange.reason,
+            version: exchange.version,
+            headers: exchange.headers.into_iter().map(|(name, value)| Header { name, value }).collect(),
+            failure: exchange.failure.map(Into::into),
+            remote_address: exchange.remote.map(|(address, _)| address.to_string()),
+            remote_port: exchange.remote.map(|(_, port)| port),
+            started_ms: exchange.started_ms,
+            timings: Timings {
+                dns: t.dns,
+                connect: t.connect,
+                tls: t.tls,
+                send: t.send,
+                wait: t.wait,
+                download: t.download,
+                total: t.total,
+            },
+            header_bytes: exchange.header_bytes,
+            body_bytes: exchange.body_bytes,
+            mime_type: exchange.mime_type,
+        }
+    }
+}
+
+impl From<engine::Failure> for Failure {
+    fn from(failure: engine::Failure) -> Self {
+        use engine::FailureKind as Kind;
+        let kind = match failure.kind {
+            Kind::Denied => FailureKind::Denied,
+            Kind::Unavailable => FailureKind::Unavailable,
+            Kind::Name => FailureKind::Name,
+            Kind::Connect => FailureKind::Connect,
+            Kind::Timeout => FailureKind::Timeout,
+            Kind::Handshake => FailureKind::Handshake,
+            Kind::Certificate => FailureKind::Certificate,
+            Kind::EmptyReply => FailureKind::EmptyReply,
+            Kind::Receive => FailureKind::Receive,
+            Kind::Partial => FailureKind::Partial,
+            Kind::InvalidResponse => FailureKind::InvalidResponse,
+            Kind::Blocked => FailureKind::Blocked,
+            Kind::TooLarge => FailureKind::TooLarge,
+            Kind::Other => FailureKind::Other,
+        };
+        Self { kind, reason: failure.reason }
+    }
+}

@@ -1,0 +1,123 @@
+//! `dns`: one question to one name server.
+
+use std::time::Duration;
+
+use scouter_net::dns::{self, AskError, Question, Request, Transport};
+
+use super::{RunState, parse_address, wit};
+use wit::dns::{AnswerFlags, DnsError, ResourceRecord};
+use wit::net::NetError;
+
+impl From<wit::dns::Transport> for Transport {
+    fn from(transport: wit::dns::Transport) -> Self {
+        match transport {
+            wit::dns::Transport::Udp => Self::Udp,
+            wit::dns::Transport::Tcp => Self::Tcp,
+            wit::dns::Transport::Tls => Self::Tls,
+            wit::dns::Transport::Https => Self::Https,
+            wit::dns::Transport::Quic => Self::Quic,
+        }
+    }
+}
+
+impl From<Transport> for wit::dns::Transport {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Udp => Self::Udp,
+            Transport::Tcp => Self::Tcp,
+            Transport::Tls => Self::Tls,
+            Transport::Https => Self::Https,
+            Transport::Quic => Self::Quic,
+        }
+    }
+}
+
+impl From<AskError> for DnsError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Timeout => Self::Net(NetError::Timeout),
+            AskError::Refused => Self::Net(NetError::Refused),
+            AskError::Unreachable(why) => Self::Net(NetError::Unreachable(why)),
+            AskError::Unavailable(why) => Self::Net(NetError::Unavailable(why)),
+            AskError::BadName(why) => Self::BadName(why),
+            AskError::UnknownType(which) => Self::UnknownType(which),
+            AskError::UnknownClass(which) => Self::UnknownClass(which),
+            AskError::Malformed(why) => Self::Malformed(why),
+            AskError::Insecure(why) => Self::Insecure(why),
+        }
+    }
+}
+
+impl From<dns::Record> for ResourceRecord {
+    fn from(r: dns::Record) -> Self {
+        Self { name: r.name, type_: r.rtype, class: r.class, ttl: r.ttl, data_length: r.data_length, data: r.data }
+    }
+}
+
+impl From<dns::Answer> for wit::dns::Answer {
+    fn from(answer: dns::Answer) -> Self {
+        let records = |records: Vec<dns::Record>| records.into_iter().map(ResourceRecord::from).collect();
+        let f = answer.flags;
+        let flags = [
+            (f.authoritative, AnswerFlags::AUTHORITATIVE),
+            (f.truncated, AnswerFlags::TRUNCATED),
+            (f.recursion_desired, AnswerFlags::RECURSION_DESIRED),
+            (f.recursion_available, AnswerFlags::RECURSION_AVAILABLE),
+            (f.authentic_data, AnswerFlags::AUTHENTIC_DATA),
+            (f.checking_disabled, AnswerFlags::CHECKING_DISABLED),
+        ];
+        let (name, type_, class) = answer.question;
+        Self {
+            rcode: answer.rcode,
+            mnemonic: answer.mnemonic,
+            flags: flags.into_iter().filter(|(set, _)| *set).fold(AnswerFlags::empty(), |all, (_, flag)| all | flag),
+            question: wit::dns::Question { name, type_, class },
+            answers: records(answer.answers),
+            authorities: records(answer.authorities),
+            additionals: records(answer.additionals),
+            size: answer.size,
+            transport: answer.transport.into(),
+            elapsed_ns: u64::try_from(answer.elapsed.as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl wit::dns::Host for RunState {
+    async fn ask(&mut self, request: wit::dns::Request) -> wasmtime::Result<Result<wit::dns::Answer, DnsError>> {
+        self.call(request.question.name.len() + request.server_name.as_ref().map_or(0, String::len))?;
+        let transport = Transport::from(request.transport);
+        let port = request.port.unwrap_or(transport.port());
+        // Two packets when it works at the first try; a bound on floods, not an account.
+        let permitted = parse_address(&request.server)
+            .and_then(|server| self.permit(server, |policy, server, name| policy.permit_question(server, port, name)))
+            .and_then(|server| self.packets(2).map(|()| server));
+        let server = match permitted {
+            Ok(server) => server,
+            Err(error) => return Ok(Err(DnsError::Net(error))),
+        };
+        if !(1..=60_000).contains(&request.timeout_ms) {
+            let why = format!("timeout {} ms is not from 1 to 60000 ms", request.timeout_ms);
+            return Ok(Err(DnsError::Net(NetError::Invalid(why))));
+        }
+        let asked = Request {
+            question: Question {
+                name: request.question.name,
+                rtype: request.question.type_,
+                class: request.question.class,
+            },
+            port,
+            transport,
+            server_name: request.server_name,
+            recursion_desired: request.recursion_desired,
+            dnssec_ok: request.dnssec_ok,
+            timeout: Duration::from_millis(request.timeout_ms.into()),
+        };
+        let services = self.services.clone();
+        let answer = match self.on_io(async move { dns::ask(&services.net.tls, server, &asked).await }).await? {
+            Ok(answer) => answer,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        self.usage.carried(usize::try_from(answer.size).unwrap_or(usize::MAX))?;
+        Ok(Ok(answer.into()))
+    }
+}

@@ -1,0 +1,196 @@
+//! `hops`: probes with a limited time to live, and what answers them.
+
+use std::time::Duration;
+
+use scouter_net::dns::{Question, Transport, mnemonic};
+use scouter_net::policy::Policy;
+use scouter_net::series::{Event, Standing};
+use scouter_net::trace::{self, Answer, Carrier, Plan, Probe, TraceError, What};
+use tokio::sync::mpsc;
+use wasmtime::component::Resource;
+
+use super::{RunState, parse_address, wit};
+use wit::hops as guest;
+use wit::net::NetError;
+
+const PROBES: usize = 4096;
+const FLOWS: u16 = 16;
+
+/// Probes under way. Dropping it ends the sending and frees its ports and identifiers.
+pub struct Trace {
+    trace: trace::Trace,
+    events: mpsc::UnboundedReceiver<Event<What>>,
+}
+
+fn checked(plan: guest::TracePlan) -> Result<Plan, NetError> {
+    let invalid = |what: String| Err(NetError::Invalid(what));
+    if !(1..=PROBES).contains(&plan.probes.len()) {
+        return invalid(format!("{} probes are not from 1 to {PROBES}", plan.probes.len()));
+    }
+    if plan.probes.iter().any(|probe| probe.ttl == 0) {
+        return invalid("TTL 0 is not from 1 to 255".into());
+    }
+    if let Some(probe) = plan.probes.iter().find(|probe| probe.flow >= FLOWS) {
+        return invalid(format!("flow {} is not from 0 to {}", probe.flow, FLOWS - 1));
+    }
+    if !(100..=1_000_000).contains(&plan.interval_us) {
+        return invalid(format!("interval {} us is not from 100 to 1000000 us", plan.interval_us));
+    }
+    if !(1..=60_000).contains(&plan.timeout_ms) {
+        return invalid(format!("timeout {} ms is not from 1 to 60000 ms", plan.timeout_ms));
+    }
+    if plan.payload_size > 65_000 {
+        return invalid(format!("payload size {} is not from 0 to 65000 bytes", plan.payload_size));
+    }
+    let carrier = match plan.carrier {
+        guest::Carrier::Icmp => Carrier::Icmp,
+        guest::Carrier::Tcp(port) => Carrier::Tcp(port),
+        guest::Carrier::Udp(port) => Carrier::Udp(port),
+        guest::Carrier::Dns(asked) => {
+            Carrier::Dns(Question { name: asked.name, rtype: asked.type_, class: asked.class })
+        }
+    };
+    Ok(Plan {
+        carrier,
+        probes: plan.probes.iter().map(|probe| Probe { ttl: probe.ttl, flow: probe.flow }).collect(),
+        payload_size: plan.payload_size,
+        interval: Duration::from_micros(plan.interval_us.into()),
+        timeout: Duration::from_millis(plan.timeout_ms.into()),
+    })
+}
+
+impl RunState {
+    async fn start_trace(&mut self, plan: guest::TracePlan) -> wasmtime::Result<Result<Trace, NetError>> {
+        let question = matches!(plan.carrier, guest::Carrier::Dns(_));
+        let allowed = parse_address(&plan.target)
+            .and_then(|address| {
+                self.permit(address, |policy: &Policy, address, name| {
+                    if question {
+                        policy.permit_question(address, Transport::Udp.port(), name)
+                    } else {
+                        policy.permit(address, name)
+                    }
+                })
+            })
+            .and_then(|target| checked(plan).map(|plan| (target, plan)))
+            .and_then(|planned| {
+                self.packets(u32::try_from(planned.1.probes.len()).unwrap_or(u32::MAX)).map(|()| planned)
+            })
+            .and_then(|planned| self.room().map(|()| planned));
+        let (target, plan) = match allowed {
+            Ok(planned) => planned,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (services, rate) = (self.services.clone(), self.rate.clone());
+        // On the I/O runtime: the trace's task and sockets must live there.
+        Ok(match self.on_io(async move { services.net.trace.start(target, &plan, rate) }).await? {
+            Ok((trace, events)) => Ok(Trace { trace, events }),
+            Err(TraceError::Start(error)) => Err(error.into()),
+            Err(TraceError::Question(why)) => Err(NetError::Invalid(why.to_string())),
+        })
+    }
+}
+
+impl guest::Host for RunState {}
+
+impl guest::HostTrace for RunState {
+    async fn start(&mut self, plan: guest::TracePlan) -> wasmtime::Result<Result<Resource<Trace>, NetError>> {
+        self.call(plan.target.len() + 4 * plan.probes.len())?;
+        match self.start_trace(plan).await? {
+            Ok(trace) => {
+                let handle = self.table.push(trace)?;
+                self.sessions += 1;
+                Ok(Ok(handle))
+            }
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    async fn facts(&mut self, trace: Resource<Trace>) -> wasmtime::Result<guest::TraceFacts> {
+        self.call(0)?;
+        let facts = self.table.get(&trace)?.trace.facts;
+        Ok(guest::TraceFacts {
+            mode: facts.mode.into(),
+            payload_size: facts.payload_size,
+            packet_size: facts.packet_size,
+            constant_flow: facts.constant_flow,
+        })
+    }
+
+    async fn keep(&mut self, trace: Resource<Trace>, max_ttl: u8) -> wasmtime::Result<()> {
+        self.call(0)?;
+        self.table.get(&trace)?.trace.keep(max_ttl);
+        Ok(())
+    }
+
+    async fn next(&mut self, trace: Resource<Trace>) -> wasmtime::Result<Option<guest::HopEvent>> {
+        self.call(0)?;
+        self.usage.computed()?;
+        let event = self.table.get_mut(&trace)?.events.recv().await;
+        self.usage.resumed();
+        Ok(event.map(guest::HopEvent::from))
+    }
+
+    async fn drop(&mut self, trace: Resource<Trace>) -> wasmtime::Result<()> {
+        self.table.delete(trace)?;
+        self.sessions -= 1;
+        Ok(())
+    }
+}
+
+impl From<Answer> for guest::Answer {
+    fn from(answer: Answer) -> Self {
+        let (kind, extensions) = match answer {
+            Answer::Icmp(kind, extensions) => (kind, extensions),
+            Answer::EchoReply => return Self::EchoReply,
+            Answer::SynAck => return Self::SynAck,
+            Answer::Reset => return Self::Reset,
+            Answer::Datagram => return Self::Datagram,
+            Answer::Dns { rcode } => {
+                let rcode = u16::from(rcode);
+                return Self::Dns(guest::DnsAnswer { rcode, mnemonic: mnemonic(rcode) });
+            }
+        };
+        let (labels, others) = extensions.map(|found| (found.labels, found.others)).unzip();
+        let label = |l: scouter_net::packet::quoted::Label| guest::MplsLabel {
+            label: l.value,
+            traffic_class: l.traffic_class,
+            bottom_of_stack: l.bottom_of_stack,
+            ttl: l.ttl,
+        };
+        let object = |o: scouter_net::packet::quoted::Object| guest::Extension {
+            class: o.class,
+            class_type: o.class_type,
+            data: o.data,
+        };
+        Self::Icmp(guest::IcmpMessage {
+            kind: kind.words.to_owned(),
+            icmp_type: kind.icmp_type,
+            icmp_code: kind.icmp_code,
+            mtu: kind.mtu,
+            mpls: labels.map(|labels| labels.into_iter().map(label).collect()),
+            extensions: others.map(|others| others.into_iter().map(object).collect()),
+        })
+    }
+}
+
+impl From<Event<What>> for guest::HopEvent {
+    fn from(event: Event<What>) -> Self {
+        match event {
+            Event::Sent(probe) => Self::Sent(probe),
+            Event::SendFailed { index, reason } => Self::SendFailed(guest::SendFailure { probe: index, reason }),
+            Event::Lost(probe) => Self::Silent(probe),
+            Event::Overflow(packets) => Self::Overflow(packets),
+            Event::Heard { index, standing, source, rtt, what } => {
+                let rtt_ns = what.timed.then(|| u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX));
+                let answer = what.answer.into();
+                let heard = guest::Heard { probe: index, source: source.to_string(), rtt_ns, answer };
+                match standing {
+                    Standing::Answer | Standing::Aside => Self::Answered(heard),
+                    Standing::Duplicate => Self::Duplicate(heard),
+                    Standing::Late => Self::Late(heard),
+                }
+            }
+        }
+    }
+}

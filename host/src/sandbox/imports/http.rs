@@ -1,0 +1,296 @@
+//! `http`: one exchange.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use scouter_net::http::{self as engine, FailureKind, Timings, Version};
+use scouter_net::tls;
+use url::Url;
+
+use super::{RunState, parse_address, wit};
+use wit::http::{Certificate, Failure, Header, Redirect, Response, TlsFacts};
+
+const URL_BYTES: usize = 8192;
+const KEEP_BODY: u32 = 128 << 10;
+/// Headers that frame the message or lead it elsewhere: they are the host's to set.
+pub(super) const RESERVED: [HeaderName; 7] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::CONNECTION,
+    header::UPGRADE,
+    header::TE,
+    header::TRAILER,
+];
+
+fn checked(request: wit::http::Request) -> Result<engine::Request, String> {
+    if request.url.len() > URL_BYTES {
+        return Err(format!("the URL is longer than {URL_BYTES} bytes"));
+    }
+    let mut url =
+        Url::parse(&request.url).map_err(|error| format!("'{}' is not a URL: {error}", request.url.escape_debug()))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("the URL's scheme '{}' is not http or https", url.scheme()));
+    }
+    let method = Method::from_bytes(request.method.as_bytes())
+        .map_err(|_| format!("'{}' is not an HTTP method", request.method.escape_debug()))?;
+    if method == Method::CONNECT {
+        return Err("method CONNECT is not a request for a resource".into());
+    }
+    let mut headers = HeaderMap::new();
+    for Header { name, value } in request.headers {
+        let shown = name.escape_debug();
+        let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("'{shown}' is not a header name"))?;
+        if RESERVED.contains(&parsed) {
+            return Err(format!("header '{shown}' cannot be set"));
+        }
+        let value = HeaderValue::from_bytes(value.as_bytes())
+            .map_err(|_| format!("the value of header '{shown}' contains control characters"))?;
+        headers.append(parsed, value);
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let decode = |text: &str| percent_decode(text);
+        let pair = format!("{}:{}", decode(url.username()), decode(url.password().unwrap_or_default()));
+        let basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
+        if let (false, Ok(value)) = (headers.contains_key(header::AUTHORIZATION), HeaderValue::try_from(basic)) {
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        // They go into the header and nowhere else: not into results, not into logs.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+    }
+    let resolve = match request.resolve {
+        Some(address) => {
+            Some(parse_address(&address).map_err(|_| format!("'{}' is not an IP address", address.escape_debug()))?)
+        }
+        None => None,
+    };
+    if !(1..=120_000).contains(&request.timeout_ms) {
+        return Err(format!("timeout {} ms is not from 1 to 120000 ms", request.timeout_ms));
+    }
+    if request.keep_body > KEEP_BODY {
+        return Err(format!("{} bytes of the body to keep are over {KEEP_BODY}", request.keep_body));
+    }
+    Ok(engine::Request {
+        method,
+        url,
+        version: match request.version {
+            wit::http::Version::Http10 => Version::Http10,
+            wit::http::Version::Http11 => Version::Http11,
+            wit::http::Version::Http2 => Version::Http2,
+            wit::http::Version::Http3 => Version::Http3,
+        },
+        headers,
+        body: request.body.map(Into::into),
+        resolve,
+        family: request.family.into(),
+        verify_tls: request.verify_tls,
+        keep_body: usize::try_from(request.keep_body).unwrap_or_default(),
+        timeout: Duration::from_millis(request.timeout_ms.into()),
+    })
+}
+
+fn percent_decode(text: &str) -> String {
+    // As form data, where only `+` differs: it is put back first.
+    let text = text.replace('+', "%2B");
+    url::form_urlencoded::parse(text.as_bytes()).map(|(key, _)| key.into_owned()).next().unwrap_or_default()
+}
+
+impl wit::http::Host for RunState {
+    async fn exchange(&mut self, request: wit::http::Request) -> wasmtime::Result<Result<Response, Failure>> {
+        let sizes: usize = request.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
+        self.call(request.url.len() + sizes + request.body.as_ref().map_or(0, Vec::len))?;
+        let given = request.url.clone();
+        let refused = |kind, reason| {
+            let timings = (&Timings::default()).into();
+            Ok(Err(Failure { url: given.clone(), kind, reason, remote_address: None, timings, tls: None }))
+        };
+        let request = match checked(request) {
+            Ok(request) => request,
+            Err(reason) => return refused(wit::http::FailureKind::Invalid, reason),
+        };
+        if let Err(error) = self.packets(16) {
+            let wit::net::NetError::Invalid(reason) = error else {
+                return refused(wit::http::FailureKind::Invalid, String::new());
+            };
+            return refused(wit::http::FailureKind::Invalid, reason);
+        }
+        let services = self.services.clone();
+        let url = request.url.clone();
+        let exchange = async move {
+            let net = &services.net;
+            engine::exchange(&net.resolver, &net.tls, &services.policy, request).await
+        };
+        let exchanged = self.on_io(exchange).await?;
+        let response = match exchanged {
+            Ok(response) => response,
+            Err(failure) => return Ok(Err(failed(&url, failure))),
+        };
+        let response = in_wit(&url, response);
+        self.usage.carried(usize::try_from(response.header_bytes).unwrap_or(usize::MAX) + response.body.len())?;
+        Ok(Ok(response))
+    }
+}
+
+fn in_wit(url: &Url, response: engine::Response) -> Response {
+    let headers: Vec<Header> = response
+        .headers
+        .iter()
+        .map(|(name, value)| Header {
+            name: name.as_str().to_owned(),
+            value: String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        })
+        .collect();
+    let lines: usize = response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    // "HTTP/1.1 200 OK" and two line ends.
+    let header_bytes = 13 + response.reason.len() + 2 + lines + 2;
+    Response {
+        url: url.to_string(),
+        status: response.status,
+        version: match response.version {
+            Version::Http10 => wit::http::Version::Http10,
+            Version::Http11 => wit::http::Version::Http11,
+            Version::Http2 => wit::http::Version::Http2,
+            Version::Http3 => wit::http::Version::Http3,
+        },
+        redirect: redirect(url, &response),
+        reason: response.reason,
+        headers,
+        remote_address: response.remote.ip().to_string(),
+        remote_port: response.remote.port(),
+        timings: (&response.timings).into(),
+        tls: response.tls.map(Into::into),
+        header_bytes: header_bytes as u64,
+        body_bytes: response.body.transferred,
+        decoded_bytes: response.body.decoded,
+        body: response.body.kept,
+    }
+}
+
+fn redirect(url: &Url, response: &engine::Response) -> Option<Redirect> {
+    if !matches!(response.status, 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let location = String::from_utf8_lossy(response.headers.get(header::LOCATION)?.as_bytes()).into_owned();
+    let mut to = url.join(&location).ok()?;
+    // RFC 9110, 10.2.2: the fragment is inherited.
+    if to.fragment().is_none() {
+        to.set_fragment(url.fragment());
+    }
+    Some(Redirect { same_origin: to.origin() == url.origin(), url: to.into() })
+}
+
+impl From<&Timings> for wit::http::Timings {
+    fn from(timings: &Timings) -> Self {
+        let ns = |length: Duration| u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            dns: timings.dns.map(ns),
+            connect: timings.connect.map(ns),
+            tls: timings.tls.map(ns),
+            send: timings.send.map(ns),
+            wait: timings.wait.map(ns),
+            download: timings.download.map(ns),
+            total: ns(timings.total),
+        }
+    }
+}
+
+impl From<tls::Facts> for TlsFacts {
+    fn from(facts: tls::Facts) -> Self {
+        let chain = facts.chain.into_iter().map(|c| Certificate {
+            subject: c.subject,
+            issuer: c.issuer,
+            alternative_names: c.alternative_names,
+            not_before: c.not_before,
+            not_after: c.not_after,
+            serial: c.serial,
+            sha256: c.sha256,
+        });
+        Self {
+            version: facts.version,
+            cipher: facts.cipher,
+            alpn: facts.alpn,
+            verified: facts.verified,
+            verify_error: facts.verify_error,
+            chain: chain.collect(),
+        }
+    }
+}
+
+fn failed(url: &Url, failure: engine::Failure) -> Failure {
+    use wit::http::FailureKind as Kind;
+    Failure {
+        url: url.to_string(),
+        kind: match failure.kind {
+            FailureKind::Invalid => Kind::Invalid,
+            FailureKind::Denied => Kind::Denied,
+            FailureKind::Unavailable => Kind::Unavailable,
+            FailureKind::Name => Kind::Name,
+            FailureKind::Connect => Kind::Connect,
+            FailureKind::Timeout => Kind::Timeout,
+            FailureKind::Handshake => Kind::Handshake,
+            FailureKind::Certificate => Kind::Certificate,
+            FailureKind::EmptyReply => Kind::EmptyReply,
+            FailureKind::Send => Kind::Send,
+            FailureKind::Receive => Kind::Receive,
+            FailureKind::TooLarge => Kind::TooLarge,
+        },
+        reason: failure.reason,
+        remote_address: failure.remote.map(|address| address.to_string()),
+        timings: (&failure.timings).into(),
+        tls: failure.tls.map(Into::into),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(url: &str, headers: &[(&str, &str)]) -> Result<engine::Request, String> {
+        checked(wit::http::Request {
+            method: "GET".into(),
+            url: url.into(),
+            version: wit::http::Version::Http11,
+            headers: headers.iter().map(|(n, v)| Header { name: (*n).into(), value: (*v).into() }).collect(),
+            body: None,
+            resolve: None,
+            family: wit::net::Family::Any,
+            verify_tls: true,
+            keep_body: 0,
+            timeout_ms: 1000,
+        })
+    }
+
+    #[test]
+    fn nothing_in_a_request_can_break_out_of_its_place() {
+        for (name, value) in [
+            ("X\r\nY", "v"),
+            ("X Y", "v"),
+            ("", "v"),
+            ("X", "a\r\nEvil: b"),
+            ("X", "a\nb"),
+            ("X", "a\0b"),
+            ("X:", "v"),
+            ("Host", "evil"),
+            ("content-length", "5"),
+            ("Transfer-Encoding", "chunked"),
+            ("Connection", "close"),
+            ("upgrade", "h2c"),
+        ] {
+            assert!(request("http://example.com/", &[(name, value)]).is_err(), "{name:?}: {value:?}");
+        }
+        for url in ["file:///etc/passwd", "ftp://x/", "gopher://x/", "http://", "http:///", "javascript:1", "x", ""] {
+            assert!(request(url, &[]).is_err(), "{url}");
+        }
+        let request = request("http://example.com/a\r\nEvil: b", &[]).expect("line ends are dropped by URL parsing");
+        assert_eq!(request.url.as_str(), "http://example.com/aEvil:%20b");
+    }
+
+    #[test]
+    fn user_information_becomes_a_header_and_leaves_the_url() {
+        let request = request("http://us%20er:pa%2Bss@example.com/", &[]).expect("valid");
+        assert_eq!(request.url.as_str(), "http://example.com/");
+        assert_eq!(request.headers["authorization"], "Basic dXMgZXI6cGErc3M=");
+    }
+}

@@ -1,0 +1,146 @@
+//! `icmp`: echo requests and what comes back.
+
+use scouter_net::packet::{Mode, StartError};
+use scouter_net::ping::{Plan, Session, What, seq};
+use scouter_net::policy::Policy;
+use scouter_net::series::{Event, Standing};
+use tokio::sync::mpsc;
+use wasmtime::component::Resource;
+
+use super::{RunState, parse_address, wit};
+use wit::icmp::{EchoEvent, EchoPlan, EchoReply, IcmpError, SendFailure};
+use wit::net::NetError;
+
+/// A series under way. Dropping it ends the sending and frees its identifier.
+pub struct Echoes {
+    session: Session,
+    events: mpsc::UnboundedReceiver<Event<What>>,
+}
+
+fn checked(plan: &EchoPlan) -> Result<Plan, NetError> {
+    let invalid = |what: String| Err(NetError::Invalid(what));
+    if !(1..=1000).contains(&plan.count) {
+        return invalid(format!("count {} is not from 1 to 1000", plan.count));
+    }
+    if !(10..=60_000).contains(&plan.interval_ms) {
+        return invalid(format!("interval {} ms is not from 10 to 60000 ms", plan.interval_ms));
+    }
+    if !(1..=60_000).contains(&plan.timeout_ms) {
+        return invalid(format!("timeout {} ms is not from 1 to 60000 ms", plan.timeout_ms));
+    }
+    if plan.payload_size > 65_000 {
+        return invalid(format!("payload size {} is not from 0 to 65000 bytes", plan.payload_size));
+    }
+    if plan.ttl == Some(0) {
+        return invalid("TTL 0 is not from 1 to 255".into());
+    }
+    Ok(Plan {
+        count: plan.count,
+        interval: std::time::Duration::from_millis(plan.interval_ms.into()),
+        timeout: std::time::Duration::from_millis(plan.timeout_ms.into()),
+        payload_size: plan.payload_size,
+        ttl: plan.ttl,
+        dont_fragment: plan.dont_fragment,
+    })
+}
+
+impl RunState {
+    async fn start_echoes(&mut self, plan: EchoPlan) -> wasmtime::Result<Result<Echoes, NetError>> {
+        let allowed = parse_address(&plan.target)
+            .and_then(|address| self.permit(address, Policy::permit))
+            .and_then(|target| checked(&plan).map(|plan| (target, plan)))
+            .and_then(|planned| self.packets(plan.count.into()).map(|()| planned))
+            .and_then(|planned| self.room().map(|()| planned));
+        let (target, plan) = match allowed {
+            Ok(planned) => planned,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (services, rate) = (self.services.clone(), self.rate.clone());
+        // On the I/O runtime: the session's task and sockets must live there.
+        Ok(match self.on_io(async move { services.net.ping.start(target, &plan, rate) }).await? {
+            Ok((session, events)) => Ok(Echoes { session, events }),
+            Err(error) => Err(error.into()),
+        })
+    }
+}
+
+impl wit::icmp::Host for RunState {}
+
+impl wit::icmp::HostEchoes for RunState {
+    async fn start(&mut self, plan: EchoPlan) -> wasmtime::Result<Result<Resource<Echoes>, NetError>> {
+        self.call(plan.target.len())?;
+        match self.start_echoes(plan).await? {
+            Ok(echoes) => {
+                let handle = self.table.push(echoes)?;
+                self.sessions += 1;
+                Ok(Ok(handle))
+            }
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    async fn mode(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<wit::icmp::Mode> {
+        self.call(0)?;
+        Ok(self.table.get(&echoes)?.session.mode().into())
+    }
+
+    async fn next(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<Option<EchoEvent>> {
+        self.call(0)?;
+        self.usage.computed()?;
+        let event = self.table.get_mut(&echoes)?.events.recv().await;
+        self.usage.resumed();
+        Ok(event.map(EchoEvent::from))
+    }
+
+    async fn drop(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<()> {
+        self.table.delete(echoes)?;
+        self.sessions -= 1;
+        Ok(())
+    }
+}
+
+impl From<StartError> for NetError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Unavailable(why) => Self::Unavailable(why),
+            StartError::Unreachable(why) => Self::Unreachable(why),
+        }
+    }
+}
+
+impl From<Mode> for wit::icmp::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Raw => Self::Raw,
+            Mode::Datagram => Self::Datagram,
+        }
+    }
+}
+
+impl From<Event<What>> for EchoEvent {
+    fn from(event: Event<What>) -> Self {
+        match event {
+            Event::Sent(index) => Self::Sent(seq(index)),
+            Event::SendFailed { index, reason } => Self::SendFailed(SendFailure { seq: seq(index), reason }),
+            Event::Heard { index, standing, source, rtt, what: What::Reply { ttl, length } } => {
+                let rtt_ns = u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX);
+                let reply = EchoReply { seq: seq(index), source: source.to_string(), ttl, length, rtt_ns };
+                match standing {
+                    Standing::Answer | Standing::Aside => Self::Reply(reply),
+                    Standing::Duplicate => Self::Duplicate(reply),
+                    Standing::Late => Self::Late(reply),
+                }
+            }
+            Event::Heard { index, source, what: What::Error(kind), .. } => Self::Error(IcmpError {
+                seq: seq(index),
+                source: source.to_string(),
+                kind: kind.words.to_owned(),
+                icmp_type: kind.icmp_type,
+                icmp_code: kind.icmp_code,
+                mtu: kind.mtu,
+            }),
+            Event::Lost(index) => Self::Lost(seq(index)),
+            Event::Overflow(packets) => Self::Overflow(packets),
+        }
+    }
+}

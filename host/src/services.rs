@@ -1,0 +1,60 @@
+//! What every run shares: the engines, the policy, the counters and the two runtimes.
+
+use std::time::Duration;
+
+use scouter_net::policy::Policy;
+use scouter_net::{Net, privilege};
+use tokio::runtime::Handle;
+
+use crate::metrics::Metrics;
+
+/// Guests compute on a runtime of their own. Their network work happens on `io`, so that a guest that spins disturbs
+/// neither the API nor anyone's measurement.
+pub struct Services {
+    pub io: Handle,
+    pub net: Net,
+    pub policy: Policy,
+    pub metrics: Metrics,
+}
+
+/// Two runtimes: `io` for the API and the network, `guests` for plugins, at low priority, so that a plugin that spins
+/// slows neither the API nor a measurement.
+pub struct Runtimes {
+    pub io: tokio::runtime::Runtime,
+    pub guests: tokio::runtime::Runtime,
+}
+
+const GUEST_THREADS: usize = 2;
+const GUEST_NICE: i32 = 10;
+
+impl Runtimes {
+    /// `threads`: of the I/O runtime; the number of cores when None.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(threads: Option<u64>) -> anyhow::Result<Self> {
+        let mut io = tokio::runtime::Builder::new_multi_thread();
+        if let Some(threads) = threads {
+            io.worker_threads(usize::try_from(threads)?);
+        }
+        let io = io.thread_name("io").on_thread_start(|| privilege::drop_or_warn(privilege::NETWORK));
+        let io = io.enable_all().build()?;
+        let guests = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(GUEST_THREADS)
+            .thread_name("guest")
+            .on_thread_start(|| {
+                // On Linux this is the thread's own priority. Without it plugins compete as equals, no worse.
+                let _ = rustix::process::setpriority_process(None, GUEST_NICE);
+                privilege::drop_or_warn(privilege::NOTHING);
+            })
+            .enable_all()
+            .build()?;
+        Ok(Self { io, guests })
+    }
+
+    /// Ends both without waiting for what a blocking call still holds.
+    pub fn end(self) {
+        self.guests.shutdown_background();
+        self.io.shutdown_timeout(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,52 @@
+//! Domain names as they go on the wire (RFC 1035, UTS 46).
+
+/// The name as it goes on the wire: internationalised labels encoded (UTS 46), lengths checked (RFC 1035 2.3.4).
+#[must_use]
+pub fn ascii_name(name: &str) -> Option<String> {
+    let ascii = if name.is_ascii() { name.to_owned() } else { idna_to_ascii(name)? };
+    let bare = ascii.strip_suffix('.').unwrap_or(&ascii);
+    let valid = !bare.is_empty()
+        && bare.len() <= 253
+        && bare.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        });
+    valid.then_some(ascii)
+}
+
+/// UTS 46, without a deny list: which ASCII characters a name may hold is the caller's business.
+#[must_use]
+pub fn idna_to_ascii(name: &str) -> Option<String> {
+    idna::domain_to_ascii_cow(name.as_bytes(), idna::AsciiDenyList::EMPTY).ok().map(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_encoded_and_their_lengths_checked() {
+        assert_eq!(ascii_name("example.com."), Some("example.com.".into()));
+        assert_eq!(ascii_name("_dmarc.example.com"), Some("_dmarc.example.com".into()));
+        assert_eq!(ascii_name("bücher.example"), Some("xn--bcher-kva.example".into()));
+        let long_label = format!("{}.example", "a".repeat(64));
+        let long_name = ["a".repeat(60).as_str(); 5].join(".");
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "a b",
+            "a\0b",
+            "a\nb",
+            "💥..x",
+            long_label.as_str(),
+            long_name.as_str(),
+            "http://x",
+            "a/b",
+            "a%b",
+            "-\u{7f}",
+        ] {
+            assert_eq!(ascii_name(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! A question's way to a server and the answer's way back, timed. The caller bounds the time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
+use rustls::pki_types::ServerName;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::message::Query;
+use super::{AskError, bracketed};
+use crate::packet::socket::{self, Stamp};
+use crate::policy::Permitted;
+use crate::scope::ExchangeTasks;
+use crate::tls::{QuicError, Tls};
+
+type Reply = Result<(Vec<u8>, Duration), AskError>;
+
+/// A DNS message over a stream or QUIC is 65,535 bytes at most.
+const MESSAGE: usize = 65_535;
+/// Far more than the 1,232 bytes that questions say are taken over UDP.
+const UDP_MESSAGE: usize = 8192;
+
+/// A socket of its own for each question: its random port is half of what an off-path forger must guess. Answers that
+/// are not to this question are passed over, and the time runs on.
+pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
+    let io = |error: std::io::Error| AskError::from_io(&error);
+    let errno = |error: nix::Error| AskError::from_io(&error.into());
+    let domain = if server.address().is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(io)?;
+    socket.set_nonblocking(true).map_err(io)?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true).map_err(errno)?;
+    // Connected: the kernel passes on only what comes from that server, and its port-unreachable errors.
+    socket.connect(&SocketAddr::new(server.address(), port).into()).map_err(io)?;
+    let socket = socket::watched(socket, Interest::READABLE | Interest::ERROR).map_err(io)?;
+    let sent = Stamp::now();
+    socket.get_ref().send(&query.bytes).map_err(io)?;
+    let (mut buffer, mut control) = (vec![0; UDP_MESSAGE], socket::control_room());
+    loop {
+        // An ICMP port unreachable is an error of the socket, not data.
+        let mut ready = socket.ready(Interest::READABLE | Interest::ERROR).await.map_err(io)?;
+        match socket::receive(socket.get_ref(), MsgFlags::MSG_DONTWAIT, &mut buffer, &mut control) {
+            Ok(received) => {
+                let reply = &buffer[..received.length];
+                if query.accepts(reply) {
+                    return Ok((reply.to_vec(), sent.until(received.at)));
+                }
+            }
+            Err(nix::Error::EAGAIN) => ready.clear_ready(),
+            Err(error) => return Err(errno(error)),
+        }
+    }
+}
+
+async fn connect(server: Permitted, port: u16) -> Result<TcpStream, AskError> {
+    let connected = async {
+        let stream = TcpStream::connect(SocketAddr::new(server.address(), port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    };
+    connected.await.map_err(|error: std::io::Error| AskError::from_io(&error))
+}
+
+async fn secure(tls: &Tls, stream: TcpStream, name: &str, alpn: &str) -> Result<TlsStream<TcpStream>, AskError> {
+    let insecure = |words: String| AskError::Insecure(words);
+    let (config, witness) = tls.client(&[alpn], true).map_err(|e| insecure(e.to_string()))?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|e| insecure(e.to_string()))?;
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    connected.map_err(|error| insecure(witness.refusal().unwrap_or_else(|| format!("TLS handshake failed: {error}"))))
+}
+
+/// Length and message (RFC 7766), there and back. Answers to something else are passed over.
+async fn framed(mut stream: impl AsyncRead + AsyncWrite + Unpin, query: &Query) -> Result<Vec<u8>, AskError> {
+    let exchange = async {
+        let length = u16::try_from(query.bytes.len()).unwrap_or(u16::MAX);
+        stream.write_all(&[&length.to_be_bytes(), query.bytes.as_slice()].concat()).await?;
+        loop {
+            let length = stream.read_u16().await?;
+            let mut reply = vec![0; length.into()];
+            stream.read_exact(&mut reply).await?;
+            if query.accepts(&reply) {
+                return Ok(reply);
+            }
+        }
+    };
+    exchange.await.map_err(|error: std::io::Error| AskError::from_io(&error))
+}
+
+pub async fn tcp(server: Permitted, port: u16, query: &Query) -> Reply {
+    let start = Instant::now();
+    let reply = framed(connect(server, port).await?, query).await?;
+    Ok((reply, start.elapsed()))
+}
+
+pub async fn tls(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query) -> Reply {
+    let start = Instant::now();
+    let stream = connect(server, port).await?;
+    let reply = framed(secure(tls, stream, name, "dot").await?, query).await?;
+    Ok((reply, start.elapsed()))
+}
+
+pub async fn https(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query) -> Reply {
+    let malformed = |error: &dyn std::fmt::Display| AskError::Malformed(format!("DNS over HTTPS: {error}"));
+    let start = Instant::now();
+    let stream = secure(tls, connect(server, port).await?, name, "h2").await?;
+    let (tied, _end) = ExchangeTasks::new();
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(tied)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| malformed(&e))?;
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let request = http::Request::post(format!("https://{}{port}/dns-query", bracketed(name)))
+        .header("content-type", "application/dns-message")
+        .header("accept", "application/dns-message")
+        .body(Full::new(Bytes::from(query.without_id())))
+        .map_err(|e| malformed(&e))?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(|e| malformed(&e))?;
+        if response.status() != http::StatusCode::OK {
+            return Err(malformed(&format!("status {}", response.status())));
+        }
+        let body = Limited::new(response.into_body(), MESSAGE).collect().await.map_err(|e| malformed(&e))?;
+        Ok((body.to_bytes().to_vec(), start.elapsed()))
+    };
+    let (mut connection, mut exchange) = (std::pin::pin!(connection), std::pin::pin!(exchange));
+    tokio::select! {
+        biased;
+        done = &mut exchange => done,
+        _ = &mut connection => exchange.await,
+    }
+}
+
+pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query) -> Reply {
+    let start = Instant::now();
+    let connected = crate::tls::quic(tls, server, port, name, "doq", true).await;
+    let (endpoint, connection, _) = connected.map_err(|error| match error {
+        QuicError::Connect(words) => AskError::Unreachable(words),
+        QuicError::Host(error) => AskError::from_io(&error),
+        QuicError::Certificate(words) | QuicError::Handshake(words) => AskError::Insecure(words),
+    })?;
+    let exchange = async {
+        let (mut send, mut receive) = connection.open_bi().await?;
+        let message = query.without_id();
+        let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
+        send.write_all(&[&length.to_be_bytes(), message.as_slice()].concat()).await?;
+        send.finish()?;
+        Ok(receive.read_to_end(MESSAGE + 2).await?)
+    };
+    let bytes = exchange.await.map_err(|error: Box<dyn std::error::Error + Send + Sync>| {
+        AskError::Malformed(format!("DNS over QUIC: {error}"))
+    })?;
+    let elapsed = start.elapsed();
+    connection.close(0_u32.into(), b"");
+    drop(endpoint);
+    // Length and message (RFC 9250, section 4.2).
+    match bytes.split_first_chunk() {
+        Some((length, message)) if message.len() == usize::from(u16::from_be_bytes(*length)) => {
+            Ok((message.to_vec(), elapsed))
+        }
+        _ => Err(AskError::Malformed("the answer's length is not what it says".into())),
+    }
+}

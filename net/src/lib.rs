@@ -1,0 +1,81 @@
+//! The network engines of Scouter. Sockets towards targets are opened here and nowhere else, and only towards a
+//! [`Permitted`](policy::Permitted) address. This crate knows neither WebAssembly nor the REST API.
+#![expect(clippy::disallowed_types, reason = "sockets are opened in this crate and nowhere else")]
+
+/// Which addresses may be reached; asked before every packet and connection.
+pub mod policy;
+/// Linux capabilities: raised, used, dropped.
+pub mod privilege;
+
+/// Names to permitted, ordered addresses, and connections to them.
+pub mod address;
+/// Autonomous systems of addresses.
+pub mod asn;
+/// Browsers, driven over WebDriver BiDi behind a SOCKS proxy.
+pub mod browser;
+/// One DNS question to one server.
+pub mod dns;
+/// One HTTP exchange, timed by phase.
+pub mod http;
+/// ICMP echo.
+pub mod ping;
+/// Probes with a limited TTL and their answers.
+pub mod trace;
+
+/// Errors of the operating system.
+pub mod os_error;
+/// Wire formats and sockets.
+pub mod packet;
+mod scope;
+/// A schedule of probes and what came of each: shared by `ping` and `trace`.
+pub mod series;
+/// TLS and QUIC clients.
+pub mod tls;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use address::SystemConfig;
+use policy::Policy;
+
+/// Which addresses of a name are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Any,
+    V4,
+    V6,
+}
+
+/// All engines of one process.
+pub struct Net {
+    pub ping: ping::Ping,
+    pub trace: trace::Traces,
+    pub asn: Arc<asn::Asn>,
+    pub resolver: Arc<address::Resolver>,
+    pub browsers: browser::Browsers,
+    pub tls: tls::Tls,
+}
+
+impl Net {
+    /// Must be called on the runtime that the network work will happen on.
+    ///
+    /// # Errors
+    /// When there are no usable trust anchors.
+    pub fn open(
+        config: SystemConfig,
+        policy: &Policy,
+        asn_file: Option<PathBuf>,
+        browsers: browser::Config,
+    ) -> anyhow::Result<Self> {
+        let ping = ping::Ping::open();
+        let resolver = Arc::new(address::Resolver::new(config, policy));
+        Ok(Self {
+            trace: trace::Traces::open(&ping.receivers()),
+            ping,
+            asn: Arc::new(asn::Asn::new(asn_file)),
+            browsers: browser::Browsers::new(browsers, Arc::clone(&resolver), Arc::new(policy.clone())),
+            resolver,
+            tls: tls::Tls::open()?,
+        })
+    }
+}
