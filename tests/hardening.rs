@@ -14,17 +14,20 @@ use crate::support::{scouter, until};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
-    trials!("hardening":
+    let mut all = trials!("hardening":
         every_request_has_a_line_and_a_name,
         each_secret_has_a_rate_of_its_own,
         tls_follows_its_certificate,
         what_is_no_certificate_is_an_error_at_start,
-        threads_keep_no_capability_that_they_do_not_need,
-        a_file_capability_is_made_use_of,
         a_storm_of_waiting_clients_costs_nothing,
         the_wall_clock_may_jump,
         slow_connections_do_not_hold_up_others,
-    )
+    );
+    all.extend(crate::needing_root(trials!("hardening":
+        threads_keep_no_capability_that_they_do_not_need,
+        a_file_capability_is_made_use_of,
+    )));
+    all
 }
 
 /// A request as bytes, and the answer as text.
@@ -201,10 +204,6 @@ const SETFCAP: u64 = 1 << 31;
 
 /// Root is the worst case: it has everything, and so would all that it starts.
 fn threads_keep_no_capability_that_they_do_not_need() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: whether root gives up its capabilities (needs root)");
-        return;
-    }
     let server = Server::start(&[("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8")]);
     let test = server.test("traceroute", &json!({"dst": "127.0.0.1", "proto": "TCP", "dport": 9}));
     assert_eq!(test["result"]["mode"], json!("raw"), "{test}");
@@ -225,10 +224,6 @@ fn threads_keep_no_capability_that_they_do_not_need() {
 
 /// `setcap cap_net_raw+p`: permitted, but not in effect before somebody says so.
 fn a_file_capability_is_made_use_of() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: file capabilities (needs root)");
-        return;
-    }
     let folder = tempfile::tempdir_in("/var/tmp").expect("a folder");
     let program = folder.path().join("scouter");
     std::fs::copy(scouter(), &program).expect("copied");

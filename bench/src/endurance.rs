@@ -156,7 +156,7 @@ pub fn cancelled(lab: &Lab) {
         "dns_traceroute": [{"qname": "www.lab.test", "ns": "10.77.0.2"}],
         "dns_lookup": [{"qname": "www.lab.test"}, {"qname": "www.lab.test", "transport": "tcp"}],
         "http_request": [{"url": "http://www.lab.test/"}, {"url": "http://198.51.100.1/", "timeout_ms": 300}],
-        "hostile": [{"do": "alloc"}],
+        "hostile": [{"do": "allocate", "n": 1 << 30}],
     });
     let threads = || std::fs::read_dir(format!("/proc/{}/task", server.pid())).expect("threads").count();
     let round = |count: usize| {
