@@ -1,43 +1,44 @@
-//! `browser_request`: what does a visitor of a page get, and when?
+//! `browser_request`: a page as a browser loads it, with every request and the web vitals.
 
 mod har;
 mod result;
 
 use std::collections::BTreeMap;
 
-use result::Requested;
+use result::BrowserResult;
+use scouter_sdk::headers::{HeaderValue, from_object};
 use scouter_sdk::options::add_comment;
 use scouter_sdk::prelude::*;
 
 struct BrowserRequest;
 
-/// A picture with more bytes than this does not fit into a result.
+/// Maximum size of a screenshot, so that its base64 text fits into a result.
 const SCREENSHOT_BYTES: u32 = 300 << 10;
 
 /// Options of a page load.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Options {
+struct Options {
     /// URL of the page; http when it has no scheme.
     #[schemars(length(min = 1, max = 8192))]
     url: String,
-    /// The browser: chrome or firefox.
+    /// Browser: chrome or firefox.
     #[serde(default = "driver")]
     #[schemars(length(min = 1, max = 32))]
     driver: String,
-    /// Headers that every request of the page carries, to whichever host it goes: an object.
+    /// Headers of every request of the page, to every host: an object.
     #[serde(default)]
-    headers: BTreeMap<String, Value>,
-    /// Use certificates that do not verify.
+    headers: BTreeMap<String, HeaderValue>,
+    /// Accept certificates that do not verify.
     #[serde(default)]
     ignore_ssl: bool,
-    /// A picture of the visible part of the page, 1280 by 720: png (as base64) or none.
+    /// Screenshot of the visible part of the page, 1280 by 720: png (as base64) or none.
     #[serde(default)]
     screenshot: Screenshot,
-    /// Return everything as HAR 1.2 too.
+    /// Return the load as HAR 1.2 too.
     #[serde(default)]
     har: bool,
-    /// Milliseconds until the page has loaded, 100–60000; starting a browser does not count.
+    /// Milliseconds for the load, 100–60000, without the start of a browser.
     #[serde(default = "timeout_ms")]
     #[schemars(range(min = 100, max = 60_000))]
     timeout_ms: u32,
@@ -58,77 +59,170 @@ enum Screenshot {
     Png,
 }
 
-/// Header values that are numbers are common in JSON written by hand.
-#[derive(Deserialize, JsonSchema)]
-#[serde(untagged)]
-enum Value {
-    Text(String),
-    Number(serde_json::Number),
-}
-
 impl Probe for BrowserRequest {
     type Options = Options;
-    type Result = Requested;
+    type Result = BrowserResult;
     const VERSION: &str = env!("CARGO_PKG_VERSION");
-    const SUMMARY: &str =
-        "Loads a page in Chrome or Firefox and reports every request, its phases, and what a visitor notices";
+    const SUMMARY: &str = "Loads a page in Chrome or Firefox and reports every request, its phases and the web vitals";
 
-    fn run(options: Options) -> Result<Requested, Refusal> {
-        let (driver, kind) = match options.driver.to_ascii_lowercase().as_str() {
-            "chrome" => ("chrome", browser::Kind::Chrome),
-            "firefox" => ("firefox", browser::Kind::Firefox),
-            _ => return Err(format!("Provided driver of '{}' is not supported.", options.driver).into()),
-        };
-        let url = if options.url.contains("://") { options.url.clone() } else { format!("http://{}", options.url) };
-        let headers = options.headers.iter().map(|(name, value)| http::Header {
-            name: name.clone(),
-            value: match value {
-                Value::Text(text) => text.clone(),
-                Value::Number(number) => number.to_string(),
-            },
-        });
-        let request = browser::Request {
-            browser: kind,
-            url: url.clone(),
-            headers: headers.collect(),
-            verify_tls: !options.ignore_ssl,
-            timeout_ms: options.timeout_ms,
-            screenshot_bytes: if options.screenshot == Screenshot::Png { SCREENSHOT_BYTES } else { 0 },
-        };
-        let page = browser::load(&request).map_err(|error| match error {
-            browser::BrowserError::Invalid(reason) => format!("Provided request is not allowed: {reason}."),
-            browser::BrowserError::Unavailable(reason) => reason,
-            browser::BrowserError::Crashed(reason) => not_loaded(&url, &reason),
-        })?;
-        // The probing host's own trouble is no answer of the target's.
-        let document = page.exchanges.iter().find(|exchange| exchange.role == browser::Role::Document);
-        if let Some(failure) = document.and_then(|exchange| exchange.failure.as_ref())
-            && failure.kind == browser::FailureKind::Unavailable
-        {
-            return Err(failure.reason.as_str().into());
-        }
+    fn run(options: Options) -> Result<BrowserResult, Error> {
+        let navigation = navigation(&options)?;
+        let page = browser::load(&navigation).map_err(|error| load_error(&options, error))?;
+        unavailable(&page)?;
         let mut comment = None;
         if options.screenshot == Screenshot::Png && page.screenshot.is_none() {
-            add_comment(
-                &mut comment,
-                &format!(
-                    "There is no screenshot: none could be taken, or it has more than {} KiB.",
-                    SCREENSHOT_BYTES >> 10
-                ),
+            let text = format!(
+                "There is no screenshot: none could be taken, or it has more than {} KiB.",
+                SCREENSHOT_BYTES >> 10
             );
+            add_comment(&mut comment, &text);
         }
         let har = options.har.then(|| har::of(&page));
-        Ok(Requested::new(driver, &url, page, har, comment))
+        Ok(BrowserResult::new(driver_name(navigation.browser), &options.url, page, har, comment))
     }
 
-    fn message(result: &Requested) -> Option<String> {
+    fn message(result: &BrowserResult) -> Option<String> {
         result.not_loaded.clone()
     }
 }
 
-/// In the words of the first version.
+fn navigation(options: &Options) -> Result<browser::Navigation, Error> {
+    let browser = match options.driver.to_ascii_lowercase().as_str() {
+        "chrome" => browser::BrowserName::Chrome,
+        "firefox" => browser::BrowserName::Firefox,
+        _ => return Err(format!("Provided driver of '{}' is not supported.", options.driver).into()),
+    };
+    Ok(browser::Navigation {
+        browser,
+        url: url::with_scheme(&options.url),
+        headers: from_object(&options.headers),
+        verify_tls: !options.ignore_ssl,
+        timeout_ms: options.timeout_ms,
+        screenshot_bytes: if options.screenshot == Screenshot::Png { SCREENSHOT_BYTES } else { 0 },
+    })
+}
+
+fn driver_name(browser: browser::BrowserName) -> &'static str {
+    match browser {
+        browser::BrowserName::Chrome => "chrome",
+        browser::BrowserName::Firefox => "firefox",
+    }
+}
+
+fn load_error(options: &Options, error: browser::BrowserError) -> Error {
+    match error {
+        browser::BrowserError::Invalid(reason) => {
+            let requested = url::with_scheme(&options.url);
+            let reason = reason.replace(&requested, &url::without_password(&requested));
+            format!("Provided request is not allowed: {reason}.").into()
+        }
+        browser::BrowserError::Unavailable(reason) => reason.into(),
+        browser::BrowserError::Crashed(reason) => not_loaded(&options.url, &reason).into(),
+    }
+}
+
+/// A failure of this host, which is no outcome of the test.
+fn unavailable(page: &browser::Page) -> Result<(), Error> {
+    let document = page.exchanges.iter().find(|exchange| exchange.role == browser::Role::Document);
+    match document.and_then(|exchange| exchange.failure.as_ref()) {
+        Some(failure) if failure.kind == browser::FailureKind::Unavailable => Err(failure.reason.clone().into()),
+        _ => Ok(()),
+    }
+}
+
+/// The message of the first version.
 fn not_loaded(url: &str, reason: &str) -> String {
+    let url = url::without_password(url);
     format!("Provided webpage of '{url}' failed to load due to the following reason: {reason}")
 }
 
 scouter_sdk::export!(BrowserRequest);
+
+#[cfg(test)]
+mod tests {
+    use scouter_sdk::testing;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn options(options: Value) -> Result<Options, String> {
+        testing::options::<BrowserRequest>(&options)
+    }
+
+    #[test]
+    fn only_the_url_is_required() {
+        let navigation = navigation(&options(json!({"url": "a.example"})).expect("valid")).expect("valid");
+        let expected = browser::Navigation {
+            browser: browser::BrowserName::Chrome,
+            url: "http://a.example".into(),
+            headers: vec![],
+            verify_tls: true,
+            timeout_ms: 60_000,
+            screenshot_bytes: 0,
+        };
+        assert_eq!(navigation, expected);
+        assert!(options(json!({})).is_err());
+    }
+
+    #[test]
+    fn options_reach_the_browser() {
+        let all = json!({"url": "a.example/?next=http://x", "driver": "Firefox", "headers": {"X-N": 5}, "ignore_ssl": true,
+            "screenshot": "png", "timeout_ms": 100});
+        let navigation = navigation(&options(all).expect("valid")).expect("valid");
+        assert_eq!((navigation.browser, navigation.verify_tls), (browser::BrowserName::Firefox, false));
+        assert_eq!(navigation.url, "http://a.example/?next=http://x");
+        assert_eq!(navigation.headers, [http::Header { name: "X-N".into(), value: "5".into() }]);
+        assert_eq!((navigation.timeout_ms, navigation.screenshot_bytes), (100, 300 << 10));
+    }
+
+    #[test]
+    fn options_are_checked() {
+        for (all, valid) in [
+            (json!({"url": ""}), false),
+            (json!({"url": "x", "timeout_ms": 99}), false),
+            (json!({"url": "x", "timeout_ms": 60_001}), false),
+            (json!({"url": "x", "screenshot": "jpeg"}), false),
+            (json!({"url": "x", "headers": ["a: b"]}), false),
+            (json!({"url": "x", "har": true}), true),
+        ] {
+            assert_eq!(options(all.clone()).is_ok(), valid, "{all}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_driver_is_an_error() {
+        let error = navigation(&options(json!({"url": "x", "driver": "safari"})).expect("valid")).expect_err("refused");
+        assert_eq!(error.to_string(), "Provided driver of 'safari' is not supported.");
+    }
+
+    #[test]
+    fn errors_of_the_browser_have_the_messages_of_the_first_version() {
+        use browser::BrowserError as E;
+        let options = options(json!({"url": "http://user:secret@a.example/"})).expect("valid");
+        for (error, message) in [
+            (
+                E::Invalid("'http://user:secret@a.example/' is not a URL".into()),
+                "Provided request is not allowed: 'http://user:***@a.example/' is not a URL.",
+            ),
+            (E::Unavailable("no browser is installed".into()), "no browser is installed"),
+            (
+                E::Crashed("it exited".into()),
+                "Provided webpage of 'http://user:***@a.example/' failed to load due to the following reason: it exited",
+            ),
+        ] {
+            assert_eq!(load_error(&options, error).to_string(), message);
+        }
+    }
+
+    #[test]
+    fn a_failure_of_this_host_is_an_error() {
+        let failed = |kind| {
+            let failure = browser::Failure { kind, reason: "no port".into() };
+            let document = browser::Exchange { failure: Some(failure), ..result::samples::document() };
+            let page = browser::Page { exchanges: vec![document], ..result::samples::page() };
+            unavailable(&page).err().map(|error| error.to_string())
+        };
+        assert_eq!(failed(browser::FailureKind::Unavailable).as_deref(), Some("no port"));
+        assert_eq!(failed(browser::FailureKind::Timeout), None);
+    }
+}

@@ -1,39 +1,43 @@
-//! The result of a `browser_request`, in the words of the first version and with what is new.
+//! The result of a `browser_request`.
 
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use scouter_sdk::bindings::scouter::probe::browser::{Exchange, FailureKind, Page, Role};
+use scouter_sdk::headers::joined;
 use scouter_sdk::options::add_comment;
 use scouter_sdk::prelude::*;
 use scouter_sdk::stats::rounded;
 
-/// Bytes of a result, with room to spare below the host's limit.
+use browser::{Exchange, FailureKind, Page, Role};
+
+/// Maximum size of a result in bytes, below the host's limit of 512 KiB.
 const RESULT_BYTES: usize = 480 << 10;
 
-/// What a browser loaded.
+/// Result of a page load.
 #[derive(Serialize, JsonSchema)]
-pub struct Requested {
+pub struct BrowserResult {
+    /// `chrome` or `firefox`.
     driver: &'static str,
     /// Name and version of the browser.
     browser: String,
-    /// The document; unknown when nothing of it was requested.
+    /// The document; null when the browser did not request it.
     parent: Option<Entry>,
-    /// What the document loaded, in the order in which it was asked for.
+    /// Resources of the document, in the order of their requests.
     child: Vec<Entry>,
-    /// Documents on the way to this one, that led elsewhere.
+    /// Redirects to the document.
     redirects: Vec<Entry>,
-    /// Further requests, which are not shown.
+    /// Number of requests that are not listed.
     left_out: u32,
-    /// Did the page's load event happen in time?
+    /// Whether the page's load event happened before the timeout.
     loaded: bool,
     vitals: Vitals,
+    /// Console messages and uncaught errors.
     console: Vec<Message>,
     sizes: Sizes,
-    /// PNG as base64, when asked for.
+    /// PNG as base64, when requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     screenshot: Option<String>,
-    /// HAR 1.2, when asked for.
+    /// HAR 1.2, when requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     har: Option<serde_json::Value>,
     comment: Option<String>,
@@ -42,45 +46,46 @@ pub struct Requested {
     pub not_loaded: Option<String>,
 }
 
-/// One request and its response. Times are lengths of phases in milliseconds, 0 for one that did not happen.
+/// One request and its response. Times are durations of phases in milliseconds, 0 for a phase that did not happen.
 #[derive(Serialize, JsonSchema)]
 struct Entry {
     url: String,
     failed: bool,
-    /// The response's status, or curl's code of the failure.
+    /// Status of the response, or curl's code of the failure.
     status: u16,
+    /// Reason phrase of the response (empty over HTTP/2 and 3, which have none), or of the failure.
     reason: String,
-    /// HTTP version as ALPN has it: `http/1.1`, `h2`.
+    /// ALPN name of the HTTP version: `http/1.1`, `h2`.
     version: Option<String>,
     /// Names in lower case; values of one name joined by ", ".
     headers: BTreeMap<String, String>,
     time_namelookup: f64,
-    /// TCP and TLS handshake together, as HAR has it.
+    /// TCP and TLS handshakes, as in HAR.
     time_connect: f64,
     /// TLS handshake.
     time_appconnect: f64,
-    /// From the request's last byte to the response's first one.
+    /// From the last byte of the request to the first byte of the response.
     time_starttransfer: f64,
-    /// All of it.
+    /// From the start of the request to the last byte of the response.
     time_total: f64,
     method: String,
-    /// What it was fetched as: `document`, `style`, `script`, `image`, …
+    /// Destination of the request: `document`, `style`, `script`, `image`, …
     #[serde(rename = "type")]
     kind: String,
     remote_ip: Option<String>,
-    /// Milliseconds after the start of the page.
+    /// Milliseconds from the start of the navigation to the start of the request.
     started_ms: f64,
     size: Size,
 }
 
-/// Bytes on the wire; unknown when the browser does not tell.
+/// Bytes on the wire; null when the browser did not report them.
 #[derive(Serialize, JsonSchema)]
 struct Size {
     headers: Option<u64>,
     body: Option<u64>,
 }
 
-/// Over all responses that are shown.
+/// Sums over all listed responses.
 #[derive(Serialize, JsonSchema)]
 struct Sizes {
     requests: usize,
@@ -88,16 +93,16 @@ struct Sizes {
     body: u64,
 }
 
-/// Milliseconds after the start of the navigation; null for what did not happen or is not measured.
+/// Web vitals in milliseconds after the start of the navigation; null for an event that did not happen or is not measured.
 #[derive(Serialize, JsonSchema)]
 struct Vitals {
-    /// First byte of the document.
+    /// Time to the first byte of the document.
     ttfb: Option<f64>,
     /// First contentful paint.
     fcp: Option<f64>,
     /// Largest contentful paint.
     lcp: Option<f64>,
-    /// Cumulative layout shift: a score, not a time; null in Firefox.
+    /// Cumulative layout shift, a score without unit; null in Firefox.
     cls: Option<f64>,
     dom_content_loaded: Option<f64>,
     load: Option<f64>,
@@ -111,7 +116,7 @@ struct Message {
     line: Option<u32>,
 }
 
-impl Requested {
+impl BrowserResult {
     pub fn new(
         driver: &'static str,
         url: &str,
@@ -126,8 +131,8 @@ impl Requested {
         let document = page.exchanges.iter().find(|e| e.role == Role::Document);
         let cause = document.and_then(|e| e.failure.as_ref()).map(|failure| &failure.reason);
         let not_loaded = (!answered).then(|| {
-            let words = cause.or(reason).or(page.navigation_error.as_ref()).map_or("no response", String::as_str);
-            crate::not_loaded(url, words)
+            let why = cause.or(reason).or(page.navigation_error.as_ref()).map_or("no response", String::as_str);
+            crate::not_loaded(url, why)
         });
         if let Some(reason) = reason {
             add_comment(&mut comment, &format!("{reason}."));
@@ -135,13 +140,13 @@ impl Requested {
         let sum = |of: fn(&Exchange) -> Option<u64>| page.exchanges.iter().filter_map(of).sum();
         let ms = |value: Option<f64>| value.map(rounded);
         let vitals = &page.vitals;
-        let mut requested = Self {
+        let mut result = Self {
             driver,
             failed: parent.as_ref().is_none_or(|parent| parent.failed) || !page.loaded,
             parent,
             child: of_role(Role::Resource).collect(),
             redirects: of_role(Role::Redirect).collect(),
-            left_out: page.left_out,
+            left_out: page.omitted,
             loaded: page.loaded,
             vitals: Vitals {
                 ttfb: ms(vitals.ttfb),
@@ -167,26 +172,26 @@ impl Requested {
             not_loaded,
             browser: page.browser,
         };
-        requested.fit();
-        requested
+        result.shrink();
+        result
     }
 
-    /// Leaves out what matters least, until it is no longer too large to be handed over; and says so.
-    fn fit(&mut self) {
+    /// Removes the least important parts, with a comment, until the result is small enough.
+    fn shrink(&mut self) {
         let size = |this: &Self| serde_json::to_string(this).map_or(usize::MAX, |text| text.len());
-        let mut left_out = vec![];
+        let mut removed = vec![];
         if size(self) > RESULT_BYTES && self.har.take().is_some() {
-            left_out.push("the HAR");
+            removed.push("the HAR");
         }
         if size(self) > RESULT_BYTES && self.screenshot.take().is_some() {
-            left_out.push("the screenshot");
+            removed.push("the screenshot");
         }
         if size(self) > RESULT_BYTES {
             self.child.iter_mut().for_each(|entry| entry.headers.clear());
-            left_out.push("headers of children");
+            removed.push("headers of children");
         }
-        if !left_out.is_empty() {
-            let text = format!("The result is too large: without {}.", left_out.join(" and "));
+        if !removed.is_empty() {
+            let text = format!("The result is too large: without {}.", removed.join(" and "));
             add_comment(&mut self.comment, &text);
         }
     }
@@ -195,22 +200,15 @@ impl Requested {
 impl Entry {
     fn new(exchange: &Exchange) -> Self {
         let failure = exchange.failure.as_ref();
-        let mut headers: BTreeMap<String, String> = BTreeMap::new();
-        for header in &exchange.headers {
-            headers
-                .entry(header.name.clone())
-                .and_modify(|value| *value = format!("{value}, {}", header.value))
-                .or_insert_with(|| header.value.clone());
-        }
         let t = &exchange.timings;
         let or_zero = |value: Option<f64>| rounded(value.unwrap_or(0.0));
         Self {
-            url: exchange.url.clone(),
+            url: url::without_password(&exchange.url),
             failed: failure.is_some(),
             status: failure.map_or(exchange.status.unwrap_or(0), |failure| curl_code(failure.kind)),
             reason: failure.map_or_else(|| exchange.reason.clone(), |failure| failure.reason.clone()),
             version: exchange.version.clone(),
-            headers,
+            headers: joined(&exchange.headers),
             time_namelookup: or_zero(t.dns),
             time_connect: or_zero(t.connect.map(|connect| connect + t.tls.unwrap_or(0.0))),
             time_appconnect: or_zero(t.tls),
@@ -225,7 +223,7 @@ impl Entry {
     }
 }
 
-/// The exit code that curl has for it (libcurl-errors(3)).
+/// The code of a failure (libcurl-errors(3)).
 fn curl_code(kind: FailureKind) -> u16 {
     match kind {
         FailureKind::Denied | FailureKind::Connect => 7,
@@ -240,5 +238,191 @@ fn curl_code(kind: FailureKind) -> u16 {
         FailureKind::Blocked => 42,
         FailureKind::TooLarge => 63,
         FailureKind::Unavailable | FailureKind::Other => 2,
+    }
+}
+
+/// Samples for the unit tests.
+#[cfg(test)]
+pub mod samples {
+    use super::*;
+
+    pub fn document() -> Exchange {
+        let header = |name: &str, value: &str| http::Header { name: name.into(), value: value.into() };
+        Exchange {
+            role: Role::Document,
+            url: "http://a.example/?a=1&b#c".into(),
+            method: "GET".into(),
+            destination: "document".into(),
+            status: Some(200),
+            reason: "OK".into(),
+            version: Some("http/1.1".into()),
+            headers: vec![header("vary", "a"), header("vary", "b")],
+            failure: None,
+            remote_address: Some("192.0.2.1".into()),
+            remote_port: Some(80),
+            started_ms: 1.5,
+            timings: browser::Timings {
+                dns: Some(1.0),
+                connect: Some(2.0),
+                tls: Some(3.0),
+                send: Some(0.5),
+                wait: Some(4.0),
+                download: Some(5.0),
+                total: Some(20.0),
+            },
+            header_bytes: Some(100),
+            body_bytes: Some(1000),
+            mime_type: Some("text/html".into()),
+        }
+    }
+
+    pub fn page() -> Page {
+        Page {
+            browser: "Chrome 156.0".into(),
+            started_at_ms: 1_795_000_000_123.9,
+            exchanges: vec![document()],
+            omitted: 0,
+            loaded: true,
+            stopped: None,
+            navigation_error: None,
+            vitals: browser::Vitals {
+                ttfb: Some(7.123_456),
+                first_contentful_paint: Some(30.0),
+                largest_contentful_paint: None,
+                dom_content_loaded: Some(25.0),
+                load: Some(40.0),
+                layout_shift: Some(0.01),
+            },
+            console: vec![],
+            screenshot: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scouter_sdk::testing;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::BrowserRequest;
+
+    fn result(page: Page) -> (Value, BrowserResult) {
+        let result = BrowserResult::new("chrome", "a.example", page, None, None);
+        (testing::result::<BrowserRequest>(&result).expect("as its schema says"), result)
+    }
+
+    fn failed(kind: FailureKind, status: Option<u16>) -> Exchange {
+        let failure = browser::Failure { kind, reason: "why".into() };
+        Exchange { failure: Some(failure), status, ..samples::document() }
+    }
+
+    #[test]
+    fn a_result_has_every_field_of_the_first_version() {
+        let resource = Exchange { role: Role::Resource, url: "http://a.example/s.css".into(), ..samples::document() };
+        let page = Page { exchanges: vec![samples::document(), resource], ..samples::page() };
+        let (json, result) = result(page);
+        assert_eq!((&json["driver"], &json["failed"], result.not_loaded), (&json!("chrome"), &json!(false), None));
+        for (field, value) in [
+            ("url", json!("http://a.example/?a=1&b#c")),
+            ("failed", json!(false)),
+            ("status", json!(200)),
+            ("reason", json!("OK")),
+            ("version", json!("http/1.1")),
+            ("headers", json!({"vary": "a, b"})),
+            ("time_namelookup", json!(1.0)),
+            ("time_connect", json!(5.0)),
+            ("time_appconnect", json!(3.0)),
+            ("time_starttransfer", json!(4.0)),
+            ("time_total", json!(20.0)),
+            ("type", json!("document")),
+            ("remote_ip", json!("192.0.2.1")),
+            ("size", json!({"headers": 100, "body": 1000})),
+        ] {
+            assert_eq!(json["parent"][field], value, "{field}");
+        }
+        assert_eq!(json["child"][0]["url"], "http://a.example/s.css");
+        assert_eq!(json["sizes"], json!({"requests": 2, "headers": 200, "body": 2000}));
+        let vitals =
+            json!({"ttfb": 7.123, "fcp": 30.0, "lcp": null, "cls": 0.01, "dom_content_loaded": 25.0, "load": 40.0});
+        assert_eq!(json["vitals"], vitals);
+        assert!(json.get("screenshot").is_none() && json.get("har").is_none() && json.get("not_loaded").is_none());
+    }
+
+    #[test]
+    fn failures_have_the_codes_of_curl() {
+        use FailureKind as Kind;
+        for (kind, code) in [
+            (Kind::Denied, 7),
+            (Kind::Unavailable, 2),
+            (Kind::Name, 6),
+            (Kind::Connect, 7),
+            (Kind::Timeout, 28),
+            (Kind::Handshake, 35),
+            (Kind::Certificate, 60),
+            (Kind::EmptyReply, 52),
+            (Kind::Receive, 56),
+            (Kind::Partial, 18),
+            (Kind::InvalidResponse, 8),
+            (Kind::Blocked, 42),
+            (Kind::TooLarge, 63),
+            (Kind::Other, 2),
+        ] {
+            let page = Page { exchanges: vec![failed(kind, None)], loaded: false, ..samples::page() };
+            let (json, result) = result(page);
+            let parent = &json["parent"];
+            assert_eq!((&parent["status"], &parent["reason"]), (&json!(code), &json!("why")), "{kind:?}");
+            assert_eq!((&parent["failed"], &json["failed"]), (&json!(true), &json!(true)), "{kind:?}");
+            let message = "Provided webpage of 'a.example' failed to load due to the following reason: why";
+            assert_eq!(result.not_loaded.as_deref(), Some(message), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_was_stopped_has_failed_with_a_comment() {
+        let stopped = browser::Failure { kind: FailureKind::Timeout, reason: "The page did not load in time".into() };
+        let page = Page { loaded: false, stopped: Some(stopped), ..samples::page() };
+        let (json, result) = result(page);
+        assert_eq!((&json["failed"], &json["comment"]), (&json!(true), &json!("The page did not load in time.")));
+        assert_eq!(result.not_loaded, None, "there is a document");
+    }
+
+    #[test]
+    fn without_a_document_the_navigation_error_is_the_message() {
+        let error = Some("net::ERR_ABORTED".to_owned());
+        let page = Page { exchanges: vec![], navigation_error: error, loaded: false, ..samples::page() };
+        let (json, result) = result(page);
+        assert_eq!((&json["parent"], &json["failed"]), (&json!(null), &json!(true)));
+        assert!(result.not_loaded.is_some_and(|message| message.ends_with("reason: net::ERR_ABORTED")));
+    }
+
+    #[test]
+    fn passwords_in_urls_are_replaced() {
+        let document = Exchange { url: "http://u:secret@a.example/".into(), ..samples::document() };
+        let (json, _) = result(Page { exchanges: vec![document], ..samples::page() });
+        assert_eq!(json["parent"]["url"], "http://u:***@a.example/");
+    }
+
+    #[test]
+    fn a_result_that_is_too_large_loses_har_screenshot_and_headers_in_this_order() {
+        let large = |kib: usize| "x".repeat(kib << 10);
+        let header = http::Header { name: "x-large".into(), value: large(300) };
+        let resource = Exchange { role: Role::Resource, headers: vec![header], ..samples::document() };
+        for (har, screenshot, comment) in [
+            (10, 10, None),
+            (300, 10, Some("The result is too large: without the HAR.")),
+            (300, 200, Some("The result is too large: without the HAR and the screenshot.")),
+        ] {
+            let screenshot = Some(vec![0; screenshot << 10]);
+            let page = Page { exchanges: vec![samples::document(), resource.clone()], screenshot, ..samples::page() };
+            let result = BrowserResult::new("chrome", "a.example", page, Some(json!({"x": large(har)})), None);
+            assert_eq!(result.comment.as_deref(), comment);
+            assert_eq!(result.har.is_none(), comment.is_some());
+            assert!(serde_json::to_string(&result).is_ok_and(|text| text.len() <= RESULT_BYTES));
+        }
+        let many = vec![resource; 3];
+        let result = BrowserResult::new("chrome", "a.example", Page { exchanges: many, ..samples::page() }, None, None);
+        assert_eq!(result.comment.as_deref(), Some("The result is too large: without headers of children."));
+        assert!(result.child.iter().all(|entry| entry.headers.is_empty()));
     }
 }

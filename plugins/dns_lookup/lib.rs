@@ -1,39 +1,40 @@
-//! `dns_lookup`: what does a name server answer to a question?
+//! `dns_lookup`: the answer of a name server to a question.
 
-use scouter_sdk::in_words;
-use scouter_sdk::nameserver::{NameServers, rcode};
+mod result;
+
+use result::{Attempt, LookupResult};
+use scouter_sdk::nameserver::{NameServers, question_name};
 use scouter_sdk::prelude::*;
-use scouter_sdk::stats::ms;
 
 struct DnsLookup;
 
-/// Each name server has this long.
+/// Time for each name server.
 const TIMEOUT_MS: u32 = 3000;
 
 /// Options of a lookup.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// Name to ask for.
-    #[schemars(length(min = 1, max = 1024))]
+    /// Name of the question; empty for the root.
+    #[schemars(length(max = 1024))]
     qname: String,
-    /// Name server, or several that are tried in order until one answers: addresses or names. The probing host's own
-    /// when not given.
+    /// Addresses or names of name servers, a list or separated by blanks or commas. They are asked in order until one answers.
+    /// Default: the name servers of the probing host.
     ns: Option<NameServers>,
     /// Record type: a mnemonic such as MX, or `TYPEnnn`.
     #[serde(default = "rdtype")]
     #[schemars(length(min = 1, max = 32))]
     rdtype: String,
-    /// How the question travels; over udp, a truncated answer is asked again over tcp.
+    /// Transport of the query. A truncated answer over udp leads to the same query over tcp.
     #[serde(default)]
     transport: Transport,
-    /// Port of the name server, 1–65535; the transport's own when not given.
+    /// Port of the name server, 1–65535. Default: the transport's own.
     #[schemars(range(min = 1, max = 65_535))]
     port: Option<u16>,
-    /// Ask for DNSSEC records (DO bit).
+    /// Request DNSSEC records (DO bit).
     #[serde(default)]
     dnssec: bool,
-    /// Ask for recursion (RD bit).
+    /// Request recursion (RD bit).
     #[serde(default = "yes")]
     recursion: bool,
     /// Class of the question: IN, CH, HS, NONE or ANY.
@@ -63,226 +64,199 @@ enum Transport {
     Quic,
 }
 
-/// What a name server answered.
-#[derive(Serialize, JsonSchema)]
-struct Answered {
-    /// The name server that answered, as it was given.
-    ns: String,
-    rcode: String,
-    /// Seconds, of the question that was answered.
-    elapsed_time: f64,
-    /// Questions that no answer came to.
-    timeout_count: u32,
-    question: Question,
-    answer: Vec<Record>,
-    authority: Vec<Record>,
-    additional: Vec<Record>,
-    /// Header bits that are set: aa, tc, rd, ra, ad, cd.
-    flags: Vec<&'static str>,
-    /// Bytes of the answer's DNS message.
-    size: u32,
-    /// How the answer travelled: tcp after a truncated one over udp.
-    transport: &'static str,
-    attempts: Vec<Attempt>,
-    failed: bool,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Question {
-    qname: String,
-    qtype: String,
-    qclass: String,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Record {
-    rrname: String,
-    #[serde(rename = "type")]
-    rtype: String,
-    rclass: String,
-    /// Seconds.
-    ttl: u32,
-    /// Bytes of the data on the wire.
-    rdlen: u16,
-    /// In presentation form.
-    rdata: String,
-}
-
-/// One name server that was asked.
-#[derive(Serialize, JsonSchema)]
-struct Attempt {
-    ns: String,
-    address: Option<String>,
-    ms: Option<f64>,
-    error: Option<String>,
-}
-
 impl Probe for DnsLookup {
     type Options = Options;
-    type Result = Answered;
+    type Result = LookupResult;
     const VERSION: &str = env!("CARGO_PKG_VERSION");
     const SUMMARY: &str = "Asks a name server over UDP, TCP, TLS, HTTPS or QUIC and reports its whole answer";
 
-    fn run(options: Options) -> Result<Answered, Refusal> {
-        let servers = match &options.ns {
-            Some(NameServers::One(server)) => vec![server.clone()],
-            Some(NameServers::Several(servers)) => servers.clone(),
-            None => resolver::nameservers(),
-        };
+    fn run(options: Options) -> Result<LookupResult, Error> {
+        let servers = options.ns.as_ref().map_or_else(|| Ok(resolver::nameservers()), NameServers::list)?;
         if servers.is_empty() {
             return Err("The probing host has no name server of its own. Please pass the 'ns' option.".into());
         }
         let mut attempts = vec![];
-        let mut timeouts = 0;
         for server in &servers {
-            for (address, name) in addresses(server, &mut attempts, &mut timeouts) {
-                match ask(&options, &address, name) {
-                    Ok(answer) => {
-                        attempts.push(Attempt {
-                            ns: server.clone(),
-                            address: Some(address),
-                            ms: Some(ms(answer.elapsed_ns)),
-                            error: None,
-                        });
-                        return Ok(Answered::new(server, answer, timeouts, attempts));
-                    }
-                    Err(Failure::Hopeless(refusal)) => return Err(refusal),
-                    Err(Failure::Next { error, timeout }) => {
-                        timeouts += u32::from(timeout);
-                        attempts.push(Attempt {
-                            ns: server.clone(),
-                            address: Some(address),
-                            ms: None,
-                            error: Some(error),
-                        });
+            let addresses = match resolver::lookup(server, Family::Any) {
+                Ok(addresses) => addresses,
+                Err(error) => {
+                    attempts.push(Attempt::failed(server, None, Failure::of(error)));
+                    continue;
+                }
+            };
+            for address in addresses {
+                match dns::ask(&options.query(server, &address)) {
+                    Ok(answer) => return Ok(LookupResult::new(server, &address, answer, attempts)),
+                    Err(error) => {
+                        let failure = failure(error)?;
+                        attempts.push(Attempt::failed(server, Some(address), failure));
                     }
                 }
             }
         }
-        let list = servers.iter().map(|server| format!("'{server}'")).collect::<Vec<_>>().join(", ");
-        let reasons = attempts.iter().filter_map(|attempt| attempt.error.as_deref()).collect::<Vec<_>>().join("; ");
-        Err(format!("Unable to get an answer back from any of the following nameservers: [{list}]. {reasons}").into())
+        Err(no_answer(&servers, &attempts))
     }
 }
 
-/// Why a name server gave no answer.
-enum Failure {
-    /// The question itself is wrong: no other server will do better.
-    Hopeless(Refusal),
-    Next {
-        error: String,
-        timeout: bool,
-    },
-}
-
-/// The addresses of a name server that is given by name, with that name; one that is an address is its own.
-fn addresses(server: &str, attempts: &mut Vec<Attempt>, timeouts: &mut u32) -> Vec<(String, Option<String>)> {
-    match resolver::lookup(server, Family::Any) {
-        Ok(found) => found
-            .into_iter()
-            .map(|address| {
-                let name = (server != address).then(|| server.trim_end_matches('.').to_owned());
-                (address, name)
-            })
-            .collect(),
-        Err(error) => {
-            *timeouts += u32::from(error == NetError::Timeout);
-            attempts.push(Attempt { ns: server.to_owned(), address: None, ms: None, error: Some(in_words(&error)) });
-            vec![]
-        }
-    }
-}
-
-fn ask(options: &Options, address: &str, server_name: Option<String>) -> Result<dns::Answer, Failure> {
-    let next = |error: &NetError| Failure::Next { error: in_words(error), timeout: *error == NetError::Timeout };
-    let answer = dns::ask(&dns::Request {
-        question: dns::Question {
-            name: options.qname.clone(),
-            type_: options.rdtype.clone(),
-            class: options.class.clone(),
-        },
-        server: address.to_owned(),
-        port: options.port,
-        transport: match options.transport {
-            Transport::Udp => dns::Transport::Udp,
-            Transport::Tcp => dns::Transport::Tcp,
-            Transport::Tls => dns::Transport::Tls,
-            Transport::Https => dns::Transport::Https,
-            Transport::Quic => dns::Transport::Quic,
-        },
-        server_name,
-        recursion_desired: options.recursion,
-        dnssec_ok: options.dnssec,
-        timeout_ms: TIMEOUT_MS,
-    });
-    let failure = |error| match error {
-        // A refusal by the policy is the caller's to know, whatever else is in the list.
-        dns::DnsError::Net(NetError::Denied(why)) => Failure::Hopeless(why.into()),
-        dns::DnsError::Net(error) => next(&error),
-        dns::DnsError::BadName(why) => {
-            Failure::Hopeless(format!("Provided value of 'qname' is not allowed: {why}.").into())
-        }
-        dns::DnsError::UnknownType(which) => {
-            Failure::Hopeless(format!("Provided record type of '{which}' is not a recognized type.").into())
-        }
-        dns::DnsError::UnknownClass(which) => Failure::Hopeless(
-            format!("Provided class of '{which}' is not a recognized class. ('IN', 'CH', 'HS', 'NONE', 'ANY').").into(),
-        ),
-        dns::DnsError::Malformed(error) | dns::DnsError::Insecure(error) => Failure::Next { error, timeout: false },
-    };
-    answer.map_err(failure)
-}
-
-impl Answered {
-    fn new(ns: &str, answer: dns::Answer, timeout_count: u32, attempts: Vec<Attempt>) -> Self {
-        use dns::AnswerFlags as Flag;
-        let names = [
-            (Flag::AUTHORITATIVE, "aa"),
-            (Flag::TRUNCATED, "tc"),
-            (Flag::RECURSION_DESIRED, "rd"),
-            (Flag::RECURSION_AVAILABLE, "ra"),
-            (Flag::AUTHENTIC_DATA, "ad"),
-            (Flag::CHECKING_DISABLED, "cd"),
-        ];
-        let records = |records: Vec<dns::ResourceRecord>| records.into_iter().map(Record::from).collect();
-        Self {
-            ns: ns.to_owned(),
-            rcode: rcode(answer.rcode, answer.mnemonic),
-            elapsed_time: seconds(answer.elapsed_ns),
-            timeout_count,
-            question: Question {
-                qname: answer.question.name,
-                qtype: answer.question.type_,
-                qclass: answer.question.class,
+impl Options {
+    fn query(&self, server: &str, address: &str) -> dns::Query {
+        dns::Query {
+            question: dns::Question {
+                name: question_name(&self.qname),
+                type_: self.rdtype.clone(),
+                class: self.class.clone(),
             },
-            answer: records(answer.answers),
-            authority: records(answer.authorities),
-            additional: records(answer.additionals),
-            flags: names.into_iter().filter(|(flag, _)| answer.flags.contains(*flag)).map(|(_, name)| name).collect(),
-            size: answer.size,
-            transport: match answer.transport {
-                dns::Transport::Udp => "udp",
-                dns::Transport::Tcp => "tcp",
-                dns::Transport::Tls => "tls",
-                dns::Transport::Https => "https",
-                dns::Transport::Quic => "quic",
+            server: address.to_owned(),
+            port: self.port,
+            transport: match self.transport {
+                Transport::Udp => dns::Transport::Udp,
+                Transport::Tcp => dns::Transport::Tcp,
+                Transport::Tls => dns::Transport::Tls,
+                Transport::Https => dns::Transport::Https,
+                Transport::Quic => dns::Transport::Quic,
             },
-            attempts,
-            failed: false,
+            // The certificate of a server that was given by name must be valid for the name.
+            server_name: (server != address).then(|| server.trim_end_matches('.').to_owned()),
+            recursion_desired: self.recursion,
+            dnssec_ok: self.dnssec,
+            timeout_ms: TIMEOUT_MS,
         }
     }
 }
 
-/// With microsecond precision.
-#[expect(clippy::cast_precision_loss, reason = "an answer takes far less than 2^52 ns")]
-fn seconds(ns: u64) -> f64 {
-    ((ns as f64) / 1e3).round() / 1e6
+/// Why one name server gave no answer.
+struct Failure {
+    error: String,
+    timeout: bool,
 }
 
-impl From<dns::ResourceRecord> for Record {
-    fn from(r: dns::ResourceRecord) -> Self {
-        Self { rrname: r.name, rtype: r.type_, rclass: r.class, ttl: r.ttl, rdlen: r.data_length, rdata: r.data }
+impl Failure {
+    fn of(error: NetError) -> Self {
+        Self { timeout: error == NetError::Timeout, error: Error::from(error).to_string() }
     }
+}
+
+/// The failure of one name server, after which the next one is asked.
+///
+/// # Errors
+/// When no other name server would do better: the question is invalid, or the target policy refuses the server.
+fn failure(error: dns::DnsError) -> Result<Failure, Error> {
+    use dns::DnsError as E;
+    match error {
+        E::Net(error @ NetError::Denied(_)) => Err(error.into()),
+        E::Net(error) => Ok(Failure::of(error)),
+        E::Malformed(error) | E::Handshake(error) => Ok(Failure { error, timeout: false }),
+        E::BadName(why) => Err(format!("Provided value of 'qname' is not allowed: {why}.").into()),
+        E::UnknownType(which) => Err(format!("Provided record type of '{which}' is not a recognized type.").into()),
+        E::UnknownClass(which) => {
+            Err(format!("Provided class of '{which}' is not a recognized class. ('IN', 'CH', 'HS', 'NONE', 'ANY').")
+                .into())
+        }
+    }
+}
+
+fn no_answer(servers: &[String], attempts: &[Attempt]) -> Error {
+    let list: Vec<_> = servers.iter().map(|server| format!("'{server}'")).collect();
+    let reasons: Vec<_> = attempts.iter().filter_map(Attempt::error).collect();
+    let (list, reasons) = (list.join(", "), reasons.join("; "));
+    format!("Unable to get an answer back from any of the following nameservers: [{list}]. {reasons}").into()
 }
 
 scouter_sdk::export!(DnsLookup);
+
+#[cfg(test)]
+mod tests {
+    use scouter_sdk::testing;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn options(options: Value) -> Result<Options, String> {
+        testing::options::<DnsLookup>(&options)
+    }
+
+    #[test]
+    fn only_the_name_is_required() {
+        let query = options(json!({"qname": "a.example"})).expect("valid").query("192.0.2.53", "192.0.2.53");
+        let expected = dns::Query {
+            question: dns::Question { name: "a.example".into(), type_: "A".into(), class: "IN".into() },
+            server: "192.0.2.53".into(),
+            port: None,
+            transport: dns::Transport::Udp,
+            server_name: None,
+            recursion_desired: true,
+            dnssec_ok: false,
+            timeout_ms: 3000,
+        };
+        assert_eq!(query, expected);
+        assert!(options(json!({})).is_err());
+    }
+
+    #[test]
+    fn an_empty_name_is_the_root() {
+        let query = options(json!({"qname": ""})).expect("valid").query("192.0.2.53", "192.0.2.53");
+        assert_eq!(query.question.name, ".");
+    }
+
+    #[test]
+    fn a_server_given_by_name_must_have_a_certificate_for_it() {
+        let options = options(json!({"qname": "x", "transport": "tls", "port": 8853})).expect("valid");
+        let query = options.query("dns.example.", "192.0.2.53");
+        assert_eq!((query.server_name.as_deref(), query.server.as_str()), (Some("dns.example"), "192.0.2.53"));
+        assert_eq!((query.transport, query.port), (dns::Transport::Tls, Some(8853)));
+    }
+
+    #[test]
+    fn options_are_checked() {
+        for (all, valid) in [
+            (json!({"qname": "x", "ns": "192.0.2.1, 192.0.2.2"}), true),
+            (json!({"qname": "x", "ns": ["192.0.2.1", "192.0.2.2"]}), true),
+            (json!({"qname": "x", "ns": [53]}), false),
+            (json!({"qname": "x", "transport": "quic"}), true),
+            (json!({"qname": "x", "transport": "UDP"}), false),
+            (json!({"qname": "x", "port": 0}), false),
+            (json!({"qname": "x", "port": 65_535}), true),
+            (json!({"qname": "x", "rdtype": ""}), false),
+            (json!({"qname": "x".repeat(1025)}), false),
+            (json!({"qname": "x", "type": "A"}), false),
+        ] {
+            assert_eq!(options(all.clone()).is_ok(), valid, "{all}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_question_ends_the_test_and_a_failed_server_does_not() {
+        use dns::DnsError as E;
+        for (error, message) in [
+            (E::BadName("'..' is empty".into()), "Provided value of 'qname' is not allowed: '..' is empty."),
+            (E::UnknownType("XX".into()), "Provided record type of 'XX' is not a recognized type."),
+            (
+                E::UnknownClass("XX".into()),
+                "Provided class of 'XX' is not a recognized class. ('IN', 'CH', 'HS', 'NONE', 'ANY').",
+            ),
+            (E::Net(NetError::Denied("refused".into())), "refused"),
+        ] {
+            assert_eq!(failure(error).map(|failure| failure.error), Err(message.into()));
+        }
+        for (error, text, timeout) in [
+            (E::Net(NetError::Timeout), "no answer within the time given", true),
+            (E::Net(NetError::Refused), "connection refused", false),
+            (E::Malformed("short".into()), "short", false),
+            (E::Handshake("unknown issuer".into()), "unknown issuer", false),
+        ] {
+            let failure = failure(error).expect("the next server is asked");
+            assert_eq!((failure.error.as_str(), failure.timeout), (text, timeout));
+        }
+    }
+
+    #[test]
+    fn without_any_answer_all_name_servers_are_listed() {
+        let attempts = [
+            Attempt::failed("192.0.2.1", Some("192.0.2.1".into()), Failure::of(NetError::Timeout)),
+            Attempt::failed("b", None, Failure::of(NetError::Unresolved("no address".into()))),
+        ];
+        let message = "Unable to get an answer back from any of the following nameservers: ['192.0.2.1', 'b']. \
+                       no answer within the time given; no address";
+        assert_eq!(no_answer(&["192.0.2.1".into(), "b".into()], &attempts).to_string(), message);
+    }
+}

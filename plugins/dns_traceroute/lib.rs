@@ -1,26 +1,24 @@
-//! `dns_traceroute`: which way do DNS questions to a name server go, and does it answer?
+//! `dns_traceroute`: the routers on the path of DNS queries to a name server, and the server's response code.
 
-use scouter_sdk::nameserver::{NameServers, rcode};
+use scouter_sdk::nameserver::{NameServers, question_name, rcode};
 use scouter_sdk::prelude::*;
-use scouter_sdk::trace::{Found, Path, follow};
+use scouter_sdk::trace::TraceResult;
 
 struct DnsTraceroute;
 
 const PORT: u16 = 53;
-/// From one probe to the next, in microseconds: 32 of them leave within 160 ms.
-const INTERVAL_US: u32 = 5_000;
 const TIMEOUT_MS: u32 = 1_000;
 
 /// Options of a DNS traceroute.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// Name to ask for (its A record).
-    #[schemars(length(min = 1, max = 1024))]
+    /// Name of the question, whose type is A; empty for the root.
+    #[schemars(length(max = 1024))]
     qname: String,
-    /// Name server, by address or name; of a list the first. The host's own first one when not given.
+    /// Address or name of the name server; the first of several. Default: the first one of the probing host.
     ns: Option<NameServers>,
-    /// The last time to live that is tried, 1–32.
+    /// Last TTL, 1–32.
     #[serde(default = "max_ttl")]
     #[schemars(range(min = 1, max = 32))]
     max_ttl: u8,
@@ -30,67 +28,145 @@ fn max_ttl() -> u8 {
     32
 }
 
-/// What a DNS traceroute found.
+/// Result of a DNS traceroute.
 #[derive(Clone, Serialize, JsonSchema)]
-struct Traced {
+struct DnsTracerouteResult {
+    /// The option, unchanged.
     qname: String,
+    /// `UDP`.
     proto: &'static str,
+    /// 53.
     dport: u16,
-    /// The name server as it was given, or the host's own.
+    /// The name server of the option, or of the probing host.
     ns: String,
     #[serde(flatten)]
-    found: Found,
-    /// Response code of the name server's answer, as `dns_lookup` names it; unknown when there was none.
+    trace: TraceResult,
+    /// Response code of the name server, with the names of `dns_lookup`; null when it did not answer.
     rcode: Option<String>,
-    /// The name server did not answer the question. An ICMP error of its host is no answer.
+    /// The name server did not answer the question. An ICMP error from its address is no answer.
     failed: bool,
 }
 
 impl Probe for DnsTraceroute {
     type Options = Options;
-    type Result = Traced;
+    type Result = DnsTracerouteResult;
     const VERSION: &str = env!("CARGO_PKG_VERSION");
     const SUMMARY: &str = "Finds the routers on the way to a name server, with DNS questions";
 
-    fn run(options: Options) -> Result<Traced, Refusal> {
-        let given = match options.ns {
-            Some(NameServers::One(server)) => Some(server),
-            Some(NameServers::Several(servers)) => servers.into_iter().next(),
-            None => None,
-        };
-        let ns = given.or_else(|| resolver::nameservers().into_iter().next());
-        let ns = ns.ok_or("This host has no name server of its own. Please pass the 'ns' option.")?;
-        let addresses = resolver::lookup(&ns, Family::Any)?;
-        let address = addresses.into_iter().next().ok_or("The name server's name has no address.")?;
-        let path = Path::new(&address, 1, options.max_ttl, 1, 1);
-        let plan = hops::TracePlan {
-            target: address,
-            carrier: hops::Carrier::Dns(dns::Question {
-                name: options.qname.clone(),
-                type_: "A".into(),
-                class: "IN".into(),
-            }),
-            probes: path.probes().to_vec(),
+    fn run(options: Options) -> Result<DnsTracerouteResult, Error> {
+        let servers = options.ns.as_ref().map_or_else(|| Ok(resolver::nameservers()), NameServers::list)?;
+        let ns = servers.into_iter().next();
+        let ns = ns.ok_or("The probing host has no name server of its own. Please pass the 'ns' option.")?;
+        let parameters = options.parameters(first_address(&ns, Family::Any)?);
+        let result = |trace, response| DnsTracerouteResult::new(&options, &ns, trace, response);
+        let finished = trace::run(&parameters, |so_far| report_progress(&result(so_far.clone(), None)))?;
+        Ok(result(finished.result, finished.target_response))
+    }
+}
+
+impl Options {
+    fn parameters(&self, target: String) -> trace::Parameters {
+        let question = dns::Question { name: question_name(&self.qname), type_: "A".into(), class: "IN".into() };
+        trace::Parameters {
+            target,
+            protocol: hops::Protocol::Dns(question),
+            first_ttl: 1,
+            max_ttl: self.max_ttl,
+            probes: 1,
+            flows: 1,
             payload_size: 0,
-            interval_us: INTERVAL_US,
             timeout_ms: TIMEOUT_MS,
+        }
+    }
+}
+
+impl DnsTracerouteResult {
+    fn new(options: &Options, ns: &str, trace: TraceResult, response: Option<hops::ResponseKind>) -> Self {
+        let rcode = match response {
+            Some(hops::ResponseKind::Dns(answer)) => Some(rcode(answer.rcode, answer.mnemonic)),
+            _ => None,
         };
-        let result = |found: Found, rcode: Option<String>| Traced {
+        Self {
             qname: options.qname.clone(),
             proto: "UDP",
             dport: PORT,
-            ns: ns.clone(),
-            found,
+            ns: ns.to_owned(),
+            trace,
             failed: rcode.is_none(),
             rcode,
-        };
-        let (found, path) = follow(path, &plan, |so_far| watch(&result(so_far.clone(), None)))?;
-        let answered = match path.last_answer() {
-            Some(hops::Answer::Dns(answer)) => Some(rcode(answer.rcode, answer.mnemonic.clone())),
-            _ => None,
-        };
-        Ok(result(found, answered))
+        }
     }
 }
 
 scouter_sdk::export!(DnsTraceroute);
+
+#[cfg(test)]
+mod tests {
+    use scouter_sdk::testing;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn options(options: Value) -> Result<Options, String> {
+        testing::options::<DnsTraceroute>(&options)
+    }
+
+    #[test]
+    fn only_the_name_is_required() {
+        let parameters = options(json!({"qname": "a.example"})).expect("valid").parameters("192.0.2.53".into());
+        assert_eq!((parameters.first_ttl, parameters.max_ttl, parameters.timeout_ms), (1, 32, 1000));
+        assert_eq!((parameters.probes, parameters.flows), (1, 1));
+        let question = dns::Question { name: "a.example".into(), type_: "A".into(), class: "IN".into() };
+        assert_eq!(parameters.protocol, hops::Protocol::Dns(question));
+        assert!(options(json!({})).is_err());
+    }
+
+    #[test]
+    fn an_empty_name_is_the_root() {
+        let parameters = options(json!({"qname": ""})).expect("valid").parameters("192.0.2.53".into());
+        assert!(matches!(parameters.protocol, hops::Protocol::Dns(question) if question.name == "."));
+    }
+
+    #[test]
+    fn options_are_checked() {
+        for (all, valid) in [
+            (json!({"qname": "x", "max_ttl": 1}), true),
+            (json!({"qname": "x", "max_ttl": 0}), false),
+            (json!({"qname": "x", "max_ttl": 33}), false),
+            (json!({"qname": "x", "ns": "192.0.2.1 192.0.2.2"}), true),
+            (json!({"qname": "x", "ns": ["192.0.2.1"]}), true),
+            (json!({"qname": "x", "ns": []}), false),
+            (json!({"qname": "x", "ns": ""}), false),
+            (json!({"qname": "x", "dport": 53}), false),
+        ] {
+            assert_eq!(options(all.clone()).is_ok(), valid, "{all}");
+        }
+    }
+
+    #[test]
+    fn only_an_answer_to_the_question_is_success() {
+        let options = options(json!({"qname": "a.example"})).expect("valid");
+        let result = |response| {
+            let trace = testing::trace_result("192.0.2.53");
+            let result = DnsTracerouteResult::new(&options, "ns.example", trace, response);
+            testing::result::<DnsTraceroute>(&result).expect("as its schema says")
+        };
+        let answer = hops::DnsAnswer { rcode: 3, mnemonic: "nxdomain".into() };
+        let answered = result(Some(hops::ResponseKind::Dns(answer)));
+        for (field, value) in [
+            ("qname", json!("a.example")),
+            ("proto", json!("UDP")),
+            ("dport", json!(53)),
+            ("ns", json!("ns.example")),
+            ("address", json!("192.0.2.53")),
+            ("rcode", json!("name-error")),
+            ("failed", json!(false)),
+        ] {
+            assert_eq!(answered[field], value, "{field}");
+        }
+        for response in [None, Some(hops::ResponseKind::Datagram)] {
+            let silent = result(response);
+            assert_eq!((&silent["rcode"], &silent["failed"]), (&json!(null), &json!(true)));
+        }
+    }
+}

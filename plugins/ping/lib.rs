@@ -1,28 +1,33 @@
-//! `ping`: is the target there, how far is it, how steady is the way?
+//! `ping`: loss and round-trip times of ICMP echo.
 
-use scouter_sdk::options::{Family as FamilyOption, in_range};
+mod result;
+
+use result::PingResult;
+use scouter_sdk::options::{FamilyOption, in_range};
 use scouter_sdk::prelude::*;
-use scouter_sdk::stats::{Summary, ms, ms_text};
 
 struct Ping;
 
+/// Default of the option `count`, and its range.
 const COUNT: u32 = 10;
+const MIN_COUNT: u32 = 1;
+const MAX_COUNT: u32 = 20;
 
 /// Options of a ping.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Options {
-    /// Name or address to ping.
+pub struct Options {
+    /// Name or address of the target.
     #[schemars(length(min = 1, max = 255))]
     dst: String,
-    /// Echo requests to send, 1–20; 10 when outside that.
+    /// Number of echo requests, 1–20; 10 when the value is outside that range.
     #[serde(default = "count")]
     count: u64,
     /// Bytes of data in each request, 0–1472.
     #[serde(default = "payload_size")]
     #[schemars(range(min = 0, max = 1472))]
     payload_size: u16,
-    /// Milliseconds from one request to the next, 10–1000.
+    /// Milliseconds between two requests, 10–1000.
     #[serde(default = "interval_ms")]
     #[schemars(range(min = 10, max = 1000))]
     interval_ms: u32,
@@ -30,13 +35,13 @@ struct Options {
     #[serde(default = "timeout_ms")]
     #[schemars(range(min = 1, max = 10_000))]
     timeout_ms: u32,
-    /// Which addresses of a name are used.
+    /// Addresses of a name: any, 4 (IPv4) or 6 (IPv6).
     #[serde(default)]
     family: FamilyOption,
-    /// Time to live (hop limit) of the requests, 1–255; the system's default when not given.
+    /// Time to live (hop limit) of the requests, 1–255; without it the system's default.
     #[schemars(range(min = 1, max = 255))]
     ttl: Option<u8>,
-    /// Forbid fragmentation on the way.
+    /// Forbid fragmentation.
     #[serde(default)]
     dont_fragment: bool,
 }
@@ -54,195 +59,110 @@ fn timeout_ms() -> u32 {
     1000
 }
 
-/// What a ping found.
-#[derive(Clone, Serialize, JsonSchema)]
-struct Pinged {
-    /// As it was given.
-    dst: String,
-    /// The address that was pinged.
-    address: String,
-    /// 4 or 6.
-    family: u8,
-    /// Requests that left the probing host.
-    sent: u32,
-    /// Requests that were answered in time.
-    recv: u32,
-    payload_size: u16,
-    /// Bytes of each IP packet.
-    packet_size: u32,
-    /// Percent; unknown when nothing was sent, or the probing host itself dropped packets.
-    loss: Option<f64>,
-    rtt: Rtt,
-    stats: Summary,
-    replies: Vec<Reply>,
-    /// ICMP errors that came back, and requests that could not be sent.
-    errors: Vec<Error>,
-    /// How the packets were sent: `raw` or `datagram`.
-    mode: &'static str,
-    /// Why the figures are worse than the network, if they are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    degraded: Option<&'static str>,
-    comment: Option<String>,
-    failed: bool,
-}
-
-/// Milliseconds as text.
-#[derive(Clone, Default, Serialize, JsonSchema)]
-struct Rtt {
-    min: Option<String>,
-    max: Option<String>,
-    avg: Option<String>,
-}
-
-#[derive(Clone, Serialize, JsonSchema)]
-struct Reply {
-    seq: u16,
-    /// Time to live with which the reply arrived.
-    ttl: Option<u8>,
-    /// Bytes of the ICMP message.
-    len: u16,
-    rtt_ms: f64,
-    src: String,
-    /// A further reply to a request that was answered already.
-    duplicate: bool,
-    /// It came after its request's time was up, and counts as lost.
-    late: bool,
-}
-
-#[derive(Clone, Serialize, JsonSchema)]
-struct Error {
-    seq: u16,
-    kind: String,
-    /// Who sent the error; unknown for the probing host itself.
-    src: Option<String>,
-    #[serde(rename = "type")]
-    icmp_type: Option<u8>,
-    code: Option<u8>,
-    mtu: Option<u32>,
-}
-
 impl Probe for Ping {
     type Options = Options;
-    type Result = Pinged;
+    type Result = PingResult;
     const VERSION: &str = env!("CARGO_PKG_VERSION");
     const SUMMARY: &str = "Sends ICMP echo requests and reports loss and round-trip times";
 
-    fn run(options: Options) -> Result<Pinged, Refusal> {
+    fn run(options: Options) -> Result<PingResult, Error> {
         let mut comment = None;
-        let count = in_range("count", options.count, COUNT, 1, 20, &mut comment);
-        let addresses = resolver::lookup(&options.dst, options.family.into())?;
-        let address = addresses.into_iter().next().ok_or("The name has no address.")?;
-        let echoes = icmp::Echoes::start(&icmp::EchoPlan {
-            target: address.clone(),
-            count: u16::try_from(count).unwrap_or(u16::MAX),
-            interval_ms: options.interval_ms,
-            timeout_ms: options.timeout_ms,
-            payload_size: options.payload_size,
-            ttl: options.ttl,
-            dont_fragment: options.dont_fragment,
-        })?;
-        let mode = match echoes.mode() {
-            icmp::Mode::Raw => "raw",
-            icmp::Mode::Datagram => "datagram",
-        };
-        let mut pinged = Pinged::new(&options, address, mode, comment);
-        let mut samples = vec![];
+        let address = first_address(&options.dst, options.family.into())?;
+        let echoes = icmp::Echoes::start(&parameters(&options, address.clone(), &mut comment))?;
+        let mut result = PingResult::new(&options, address, echoes.mode(), comment);
         while let Some(event) = echoes.next() {
-            // Replies and errors are news; that a request left is not, nor is a flood of duplicates.
-            let news = !matches!(event, icmp::EchoEvent::Sent(_) | icmp::EchoEvent::Duplicate(_));
-            pinged.add(event, &mut samples);
-            if news {
-                pinged.sum_up(&samples);
-                watch(&pinged);
+            // A sent request is no progress, and duplicates may be a flood.
+            let is_progress = !matches!(event, icmp::EchoEvent::Sent(_) | icmp::EchoEvent::Duplicate(_));
+            result.add(event);
+            if is_progress {
+                result.update_statistics();
+                report_progress(&result);
             }
         }
-        pinged.sum_up(&samples);
-        Ok(pinged)
+        result.update_statistics();
+        Ok(result)
     }
 }
 
-impl Pinged {
-    fn new(options: &Options, address: String, mode: &'static str, comment: Option<String>) -> Self {
-        let v6 = address.contains(':');
-        Self {
-            dst: options.dst.clone(),
-            address,
-            family: if v6 { 6 } else { 4 },
-            sent: 0,
-            recv: 0,
-            payload_size: options.payload_size,
-            packet_size: u32::from(options.payload_size) + if v6 { 48 } else { 28 },
-            loss: None,
-            rtt: Rtt::default(),
-            stats: Summary::default(),
-            replies: vec![],
-            errors: vec![],
-            mode,
-            degraded: None,
-            comment,
-            failed: true,
-        }
-    }
-
-    fn add(&mut self, event: icmp::EchoEvent, samples: &mut Vec<u64>) {
-        use icmp::EchoEvent as Event;
-        match event {
-            Event::Sent(_) => self.sent += 1,
-            Event::Lost(_) => {}
-            Event::Reply(reply) => {
-                self.recv += 1;
-                samples.push(reply.rtt_ns);
-                self.replies.push(Reply::new(reply, false, false));
-            }
-            Event::Duplicate(reply) => self.replies.push(Reply::new(reply, true, false)),
-            Event::Late(reply) => self.replies.push(Reply::new(reply, false, true)),
-            Event::Error(error) => self.errors.push(Error {
-                seq: error.seq,
-                kind: error.kind,
-                src: Some(error.source),
-                icmp_type: Some(error.icmp_type),
-                code: Some(error.icmp_code),
-                mtu: error.mtu,
-            }),
-            Event::SendFailed(failure) => self.errors.push(Error {
-                seq: failure.seq,
-                kind: format!("not sent: {}", failure.reason),
-                src: None,
-                icmp_type: None,
-                code: None,
-                mtu: None,
-            }),
-            Event::Overflow(_) => self.degraded = Some("host_receive_overflow"),
-        }
-    }
-
-    fn sum_up(&mut self, samples: &[u64]) {
-        let missing = self.sent.saturating_sub(self.recv);
-        let known = self.sent > 0 && !(self.degraded.is_some() && missing > 0);
-        self.loss = known.then(|| (f64::from(missing) / f64::from(self.sent) * 1e5).round() / 1e3);
-        self.stats = Summary::of(samples);
-        let average = samples.iter().sum::<u64>().checked_div(samples.len() as u64);
-        self.rtt = Rtt {
-            min: samples.iter().min().copied().map(ms_text),
-            max: samples.iter().max().copied().map(ms_text),
-            avg: average.map(ms_text),
-        };
-        self.failed = self.recv == 0;
-    }
-}
-
-impl Reply {
-    fn new(reply: icmp::EchoReply, duplicate: bool, late: bool) -> Self {
-        Self {
-            seq: reply.seq,
-            ttl: reply.ttl,
-            len: reply.length,
-            rtt_ms: ms(reply.rtt_ns),
-            src: reply.source,
-            duplicate,
-            late,
-        }
+fn parameters(options: &Options, target: String, comment: &mut Option<String>) -> icmp::EchoParameters {
+    let count = in_range("count", options.count, COUNT, MIN_COUNT, MAX_COUNT, comment);
+    icmp::EchoParameters {
+        target,
+        count: u16::try_from(count).unwrap_or(u16::MAX),
+        interval_ms: options.interval_ms,
+        timeout_ms: options.timeout_ms,
+        payload_size: options.payload_size,
+        ttl: options.ttl,
+        dont_fragment: options.dont_fragment,
     }
 }
 
 scouter_sdk::export!(Ping);
+
+#[cfg(test)]
+mod tests {
+    use scouter_sdk::testing;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn options(options: Value) -> Result<Options, String> {
+        testing::options::<Ping>(&options)
+    }
+
+    #[test]
+    fn only_the_target_is_required() {
+        let mut comment = None;
+        let defaults = options(json!({"dst": "example.com"})).expect("valid");
+        assert_eq!(defaults.family, FamilyOption::Any);
+        let expected = icmp::EchoParameters {
+            target: "192.0.2.1".into(),
+            count: 10,
+            interval_ms: 200,
+            timeout_ms: 1000,
+            payload_size: 56,
+            ttl: None,
+            dont_fragment: false,
+        };
+        assert_eq!((parameters(&defaults, "192.0.2.1".into(), &mut comment), comment), (expected, None));
+        assert!(options(json!({})).is_err_and(|error| error.contains("\"dst\" is a required property")));
+    }
+
+    #[test]
+    fn a_count_outside_its_range_is_ten_with_a_comment() {
+        for (count, used) in [(1, 1), (20, 20), (0, 10), (21, 10), (u64::MAX, 10)] {
+            let mut comment = None;
+            let options = options(json!({"dst": "x", "count": count})).expect("valid");
+            assert_eq!(parameters(&options, "x".into(), &mut comment).count, used);
+            let text = format!("Provided count of '{count}' is not allowed. Defaulting to 10. Min: 1, Max: 20.");
+            assert_eq!(comment, (u64::from(used) != count).then_some(text));
+        }
+    }
+
+    #[test]
+    fn every_option_has_its_range() {
+        for (name, valid, invalid) in [
+            ("dst", vec![json!("a"), json!("a".repeat(255))], vec![json!(""), json!("a".repeat(256)), json!(1)]),
+            ("count", vec![json!(0), json!(1000)], vec![json!(-1), json!(1.5), json!("x"), json!(true)]),
+            ("payload_size", vec![json!(0), json!(1472)], vec![json!(-1), json!(1473)]),
+            ("interval_ms", vec![json!(10), json!(1000)], vec![json!(9), json!(1001)]),
+            ("timeout_ms", vec![json!(1), json!(10_000)], vec![json!(0), json!(10_001)]),
+            ("family", vec![json!("any"), json!("4"), json!("6")], vec![json!("5")]),
+            ("ttl", vec![json!(1), json!(255)], vec![json!(0), json!(256)]),
+            ("dont_fragment", vec![json!(true), json!(false)], vec![json!(1)]),
+            ("other", vec![], vec![json!(1)]),
+        ] {
+            let with = |value: &Value| {
+                let mut all = json!({"dst": "x"});
+                all[name] = value.clone();
+                options(all).map(|_| ())
+            };
+            for value in &valid {
+                assert_eq!(with(value), Ok(()), "{name} {value}");
+            }
+            for value in &invalid {
+                assert!(with(value).is_err(), "{name} {value}");
+            }
+        }
+    }
+}

@@ -1,12 +1,12 @@
 //! Write a Scouter plugin in Rust.
 //!
-//! A plugin is a crate of type `cdylib`, built for `wasm32-wasip2`. It names its options and its result as structs,
-//! implements [`Probe`] and exports it:
+//! A plugin is a crate of type `cdylib` for the target `wasm32-wasip2`. It declares its options and its result as
+//! structs, implements [`Probe`] and exports it:
 //!
-//! ```no_run
+//! ```
 //! use scouter_sdk::prelude::*;
 //!
-//! /// How many addresses a name has.
+//! /// Counts the addresses of a name.
 //! struct CountAddresses;
 //!
 //! #[derive(Deserialize, JsonSchema)]
@@ -18,50 +18,60 @@
 //! }
 //!
 //! #[derive(Serialize, JsonSchema)]
-//! struct Found {
+//! struct AddressCount {
 //!     addresses: usize,
 //!     failed: bool,
 //! }
 //!
 //! impl Probe for CountAddresses {
 //!     type Options = Options;
-//!     type Result = Found;
+//!     type Result = AddressCount;
 //!     const VERSION: &str = env!("CARGO_PKG_VERSION");
 //!     const SUMMARY: &str = "Counts the addresses of a name";
 //!
-//!     fn run(options: Options) -> Result<Found, Refusal> {
+//!     fn run(options: Options) -> Result<AddressCount, Error> {
 //!         let addresses = resolver::lookup(&options.name, Family::Any)?.len();
-//!         Ok(Found { addresses, failed: addresses == 0 })
+//!         Ok(AddressCount { addresses, failed: addresses == 0 })
 //!     }
 //! }
 //!
 //! scouter_sdk::export!(CountAddresses);
 //! ```
 //!
-//! Built with `cargo build --release --target wasm32-wasip2` and dropped into the plugin folder as
-//! `count_addresses.wasm`, it is the test type `count_addresses`: in the API, in `GET /api/v1.0/plugins`, in
-//! `scouter run count_addresses name=example.com`.
+//! Build it with `cargo build --release --target wasm32-wasip2`, and put the file into the plugin folder as
+//! `count_addresses.wasm`. The test type `count_addresses` then exists in the API, in `GET /api/v1.0/plugins` and on the
+//! command line: `scouter run count_addresses name=example.com`.
 //!
-//! What the host does for every plugin: option names in any case, digit strings for numbers, unknown options, missing
-//! ones and wrong ones are dealt with by the schema, before the plugin runs. So a range that the schema states need
-//! not be checked again.
+//! # Options
+//! Before the plugin runs, the host converts option names to lower case and digit strings to numbers, and checks the
+//! options against the schema: unknown, missing and wrong options fail the test with a message that names them. The
+//! plugin need not check a range that the schema states.
 //!
-//! What a plugin may use is bounded (CPU time 1 s, memory 64 MiB, 10,000 host calls, a result of 512 KiB); waiting for
-//! the network is not CPU time. A plugin that passes a bound costs one failed test.
+//! # Limits
+//! A run has 1 s of CPU time, 64 MiB of memory, 10,000 host calls and 512 KiB for its result. Waiting for the network
+//! uses no CPU time. Exceeding a limit fails that one test.
+//!
+//! # Unit tests
+//! The logic of a plugin runs natively under `cargo test`; its imports do not, they panic there. The module `testing`
+//! (feature `testing`) checks options and results against the plugin's own schemas, as the host does.
 
+mod glue;
+pub mod headers;
 pub mod nameserver;
 pub mod options;
 pub mod stats;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod trace;
+pub mod url;
 
 use std::fmt;
 
 use schemars::JsonSchema;
-use schemars::generate::SchemaSettings;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The bindings made from `wit/`: every import, as the host documents it.
+/// Bindings generated from `wit/`: every import, with the documentation of its interface.
 #[expect(missing_docs, clippy::pedantic, reason = "generated from the documented WIT files")]
 pub mod bindings {
     wit_bindgen::generate!({
@@ -74,135 +84,135 @@ pub mod bindings {
     });
 }
 
-/// What most plugins need.
+/// The names that most plugins use.
 pub mod prelude {
     pub use schemars::JsonSchema;
     pub use serde::{Deserialize, Serialize};
 
     pub use crate::bindings::scouter::probe::net::{Family, NetError};
     pub use crate::bindings::scouter::probe::{asn, browser, dns, hops, http, icmp, resolver};
-    pub use crate::{Probe, Refusal, options, stats, trace, watch};
+    pub use crate::{Error, IpVersion, Probe, first_address, options, report_progress, stats, trace, url};
 }
 
-use bindings::exports::scouter::probe::test::{Description, Outcome};
-use bindings::scouter::probe::net::NetError;
-use bindings::scouter::probe::report;
+use bindings::scouter::probe::net::{Family, NetError};
+use bindings::scouter::probe::{report, resolver};
+
+#[doc(hidden)]
+pub use glue::{describe, run};
 
 /// One type of test.
 pub trait Probe {
-    /// The options, in lower case. `#[serde(deny_unknown_fields)]` lets the host name a misspelt one; doc comments
-    /// become their documentation, `#[schemars(range(…))]` their ranges.
+    /// Options, in lower case. Doc comments become their documentation and `#[schemars(range(…))]` their ranges. With
+    /// `#[serde(deny_unknown_fields)]` the host refuses misspelt options.
     type Options: DeserializeOwned + JsonSchema;
-    /// The result. A field `failed: bool` says whether the target did what a healthy target does; without it the test
-    /// has not failed.
+    /// Result of a run. Its field `failed: bool` states whether the target failed the test; a result without that
+    /// field has not failed.
     type Result: Serialize + JsonSchema;
     /// Version of the plugin: `env!("CARGO_PKG_VERSION")`.
     const VERSION: &str;
-    /// One line: what the test finds out.
+    /// One line: what the test measures.
     const SUMMARY: &str;
 
     /// Performs the test once.
     ///
     /// # Errors
-    /// When it could not run at all: the text goes to the caller as the test's `message`.
-    fn run(options: Self::Options) -> Result<Self::Result, Refusal>;
+    /// When the test could not run. The text is the `message` that the caller sees.
+    fn run(options: Self::Options) -> Result<Self::Result, Error>;
 
-    /// What to tell the caller besides the result: nothing, unless the test could not do what it was for.
+    /// A `message` beside the result, for a test that ran without reaching its purpose.
     fn message(_result: &Self::Result) -> Option<String> {
         None
     }
 }
 
-/// Why a test could not run at all, for the person who asked for it.
+/// Why a test could not run, in a text for the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal(pub String);
+pub struct Error(String);
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl From<String> for Refusal {
+impl std::error::Error for Error {}
+
+impl From<String> for Error {
     fn from(text: String) -> Self {
         Self(text)
     }
 }
 
-impl From<&str> for Refusal {
+impl From<&str> for Error {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
     }
 }
 
-impl From<NetError> for Refusal {
+impl From<NetError> for Error {
     fn from(error: NetError) -> Self {
-        Self(in_words(&error))
+        Self(match error {
+            NetError::Denied(why)
+            | NetError::Unresolved(why)
+            | NetError::Unreachable(why)
+            | NetError::Invalid(why)
+            | NetError::Unavailable(why) => why,
+            NetError::Timeout => "no answer within the time given".into(),
+            NetError::Refused => "connection refused".into(),
+        })
     }
 }
 
-/// A network error as a sentence or a part of one.
-#[must_use]
-pub fn in_words(error: &NetError) -> String {
-    match error {
-        NetError::Denied(why)
-        | NetError::Unresolved(why)
-        | NetError::Unreachable(why)
-        | NetError::Invalid(why)
-        | NetError::Unavailable(why) => why.clone(),
-        NetError::Timeout => "no answer within the time given".into(),
-        NetError::Refused => "connection refused".into(),
-    }
+/// Version field of the IP header (RFC 791, RFC 8200).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpVersion {
+    V4,
+    V6,
 }
 
-/// Shows watchers the result as it stands; each call replaces the one before.
-pub fn watch(so_far: &impl Serialize) {
-    if let Ok(json) = serde_json::to_string(so_far) {
-        report::partial(&json);
-    }
-}
-
-/// What [`export!`] calls; not for plugins.
-#[doc(hidden)]
-pub mod glue {
-    use super::{Description, DeserializeOwned, JsonSchema, Outcome, Probe, SchemaSettings};
-
-    /// Schemas are flat, without `$ref`: they are read by people and by small tools.
-    fn schema<T: JsonSchema>(settings: SchemaSettings) -> String {
-        let settings = settings.with(|settings| settings.inline_subschemas = true);
-        settings.into_generator().into_root_schema_for::<T>().to_value().to_string()
-    }
-
+impl IpVersion {
+    /// The version of an address in text form.
     #[must_use]
-    pub fn describe<P: Probe>() -> Description {
-        Description {
-            version: P::VERSION.to_owned(),
-            summary: P::SUMMARY.to_owned(),
-            options_schema: schema::<P::Options>(SchemaSettings::draft2020_12().for_deserialize()),
-            result_schema: schema::<P::Result>(SchemaSettings::draft2020_12().for_serialize()),
+    pub fn of(address: &str) -> Self {
+        if address.contains(':') { Self::V6 } else { Self::V4 }
+    }
+
+    /// 4 or 6.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 6,
         }
     }
 
-    fn parse<T: DeserializeOwned>(options: &str) -> Result<T, String> {
-        serde_json::from_str(options).map_err(|error| format!("Provided options are not allowed: {error}."))
-    }
-
-    fn finish<P: Probe>(result: &P::Result) -> Result<Outcome, String> {
-        let value = serde_json::to_value(result).map_err(|error| format!("The result cannot be written: {error}."))?;
-        let failed = value.get("failed").and_then(serde_json::Value::as_bool).unwrap_or(false);
-        Ok(Outcome { failed, message: P::message(result), result: value.to_string() })
-    }
-
+    /// Bytes of the header without options or extension headers: 20 or 40.
     #[must_use]
-    pub fn run<P: Probe>(options: &str) -> Outcome {
-        let outcome = parse(options)
-            .and_then(|options| P::run(options).map_err(|refusal| refusal.0))
-            .and_then(|result| finish::<P>(&result));
-        outcome.unwrap_or_else(|message| Outcome { failed: true, message: Some(message), result: "{}".into() })
+    pub fn header_size(self) -> u32 {
+        match self {
+            Self::V4 => 20,
+            Self::V6 => 40,
+        }
     }
 }
 
-/// Makes a [`Probe`] the component's test.
+/// The first address of a name: the preferred one (RFC 6724).
+///
+/// # Errors
+/// When the name has no address of the family, or its lookup failed.
+pub fn first_address(name: &str, family: Family) -> Result<String, Error> {
+    let addresses = resolver::lookup(name, family)?;
+    addresses.into_iter().next().ok_or_else(|| format!("'{name}' has no address.").into())
+}
+
+/// Publishes the result as it is known now. Each call replaces the previous result.
+pub fn report_progress(result: &impl Serialize) {
+    if let Ok(json) = serde_json::to_string(result) {
+        report::progress(&json);
+    }
+}
+
+/// Exports a [`Probe`] as the component's test.
 #[macro_export]
 macro_rules! export {
     ($probe:ty) => {
@@ -211,15 +221,37 @@ macro_rules! export {
 
             impl $crate::bindings::exports::scouter::probe::test::Guest for Exported {
                 fn describe() -> $crate::bindings::exports::scouter::probe::test::Description {
-                    $crate::glue::describe::<$probe>()
+                    $crate::describe::<$probe>()
                 }
 
                 fn run(options: ::std::string::String) -> $crate::bindings::exports::scouter::probe::test::Outcome {
-                    $crate::glue::run::<$probe>(&options)
+                    $crate::run::<$probe>(&options)
                 }
             }
 
     $crate::bindings::export!(Exported with_types_in $crate::bindings);
         };
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_errors_have_a_text_for_the_caller() {
+        assert_eq!(Error::from(NetError::Timeout).to_string(), "no answer within the time given");
+        assert_eq!(Error::from(NetError::Refused).to_string(), "connection refused");
+        assert_eq!(Error::from(NetError::Denied("why".into())).to_string(), "why");
+    }
+
+    #[test]
+    fn an_address_tells_its_ip_version() {
+        for (address, version, number, header) in
+            [("192.0.2.1", IpVersion::V4, 4, 20), ("2001:db8::1", IpVersion::V6, 6, 40)]
+        {
+            let of = IpVersion::of(address);
+            assert_eq!((of, of.number(), of.header_size()), (version, number, header));
+        }
+    }
 }

@@ -1,13 +1,13 @@
-//! Options that several test types share.
+//! Options that several test types have.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::bindings::scouter::probe::net;
 
-/// Which addresses of a name are used.
+/// The option `family`: which addresses of a name are used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-pub enum Family {
+pub enum FamilyOption {
     #[default]
     #[serde(rename = "any")]
     Any,
@@ -17,18 +17,18 @@ pub enum Family {
     V6,
 }
 
-impl From<Family> for net::Family {
-    fn from(family: Family) -> Self {
+impl From<FamilyOption> for net::Family {
+    fn from(family: FamilyOption) -> Self {
         match family {
-            Family::Any => Self::Any,
-            Family::V4 => Self::Ipv4,
-            Family::V6 => Self::Ipv6,
+            FamilyOption::Any => Self::Any,
+            FamilyOption::V4 => Self::Ipv4,
+            FamilyOption::V6 => Self::Ipv6,
         }
     }
 }
 
-/// A value outside its range is replaced by the default, and a comment says so: what the first version of the API did
-/// for `count` and its like. `name` is the option's.
+/// The value of the option `name`. A value outside its range is replaced by the default, with a comment, as in the
+/// first version of the API.
 pub fn in_range(name: &str, value: u64, default: u32, min: u32, max: u32, comment: &mut Option<String>) -> u32 {
     if let Ok(value) = u32::try_from(value)
         && (min..=max).contains(&value)
@@ -42,7 +42,7 @@ pub fn in_range(name: &str, value: u64, default: u32, min: u32, max: u32, commen
     default
 }
 
-/// One comment after another.
+/// Appends a sentence to a comment.
 pub fn add_comment(comment: &mut Option<String>, text: &str) {
     match comment {
         Some(all) => {
@@ -58,12 +58,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_out_of_range_is_replaced_and_said_so() {
+    fn a_value_outside_its_range_is_replaced_with_a_comment() {
         let mut comment = None;
-        assert_eq!(in_range("count", 20, 10, 1, 20, &mut comment), 20);
+        for value in [1, 20] {
+            assert_eq!(u64::from(in_range("count", value, 10, 1, 20, &mut comment)), value);
+        }
         assert_eq!(comment, None);
-        assert_eq!(in_range("count", 21, 10, 1, 20, &mut comment), 10);
-        let text = "Provided count of '21' is not allowed. Defaulting to 10. Min: 1, Max: 20.";
-        assert_eq!(comment.as_deref(), Some(text));
+        for value in [0, 21, u64::MAX] {
+            let mut comment = Some("Before.".into());
+            assert_eq!(in_range("count", value, 10, 1, 20, &mut comment), 10);
+            let text =
+                format!("Before. Provided count of '{value}' is not allowed. Defaulting to 10. Min: 1, Max: 20.");
+            assert_eq!(comment, Some(text));
+        }
+    }
+
+    #[test]
+    fn families_have_the_names_of_the_api() {
+        for (name, family) in [("any", net::Family::Any), ("4", net::Family::Ipv4), ("6", net::Family::Ipv6)] {
+            let option: Result<FamilyOption, _> = serde_json::from_value(name.into());
+            assert_eq!(option.ok().map(net::Family::from), Some(family));
+        }
+        assert_eq!(net::Family::from(FamilyOption::default()), net::Family::Any);
     }
 }

@@ -1,7 +1,7 @@
-//! Does what a hostile or broken plugin would do: `do` says what, `n` how much. Implements the export by hand, because
-//! the SDK would not let it lie.
+//! A hostile plugin for the sandbox tests: the option `do` selects the attack, `n` its size and `to` its target. It
+//! implements the export without the SDK's trait, which cannot return malformed results.
 
-#![expect(clippy::disallowed_types, reason = "that is the attack")]
+#![expect(clippy::disallowed_types, reason = "opening sockets is one of the attacks")]
 
 use std::hint::black_box;
 use std::net::{TcpStream, UdpSocket};
@@ -17,8 +17,8 @@ fn outcome(result: &Value) -> Outcome {
     Outcome { failed: false, message: None, result: result.to_string() }
 }
 
-fn plan(target: &str, count: u16) -> icmp::EchoPlan {
-    icmp::EchoPlan {
+fn parameters(target: &str, count: u16) -> icmp::EchoParameters {
+    icmp::EchoParameters {
         target: target.into(),
         count,
         interval_ms: 10,
@@ -29,7 +29,7 @@ fn plan(target: &str, count: u16) -> icmp::EchoPlan {
     }
 }
 
-/// Keeps nothing in linear memory: what overflows is the stack of the machine, not the guest's own.
+/// Uses no linear memory, so that the native stack overflows and not the guest's own.
 #[inline(never)]
 fn recurse(depth: u64, end: u64) -> u64 {
     if depth == end { 0 } else { recurse(depth + 1, end).wrapping_mul(31) ^ (depth >> 3) }
@@ -41,7 +41,7 @@ impl Guest for Hostile {
             "do": {"type": "string"}, "n": {"type": "integer", "minimum": 0}, "to": {"type": "string"}}});
         Description {
             version: "1.0.0".into(),
-            summary: "Does what it should not".into(),
+            summary: "Attacks the sandbox".into(),
             options_schema: options.to_string(),
             result_schema: json!({"type": "object", "properties": {"known": {"type": "integer"}}}).to_string(),
         }
@@ -57,7 +57,7 @@ impl Guest for Hostile {
                 black_box(n);
             },
             "partial, then spin" => {
-                report::partial(r#"{"so_far": 1}"#);
+                report::progress(r#"{"so_far": 1}"#);
                 loop {
                     black_box(n);
                 }
@@ -65,10 +65,10 @@ impl Guest for Hostile {
             "sleep" => std::thread::sleep(std::time::Duration::from_millis(n as u64)),
             "return" => return outcome(&json!({"x": "x".repeat(n)})),
             "log" => (0..n).for_each(|_| eprintln!("{}", "x".repeat(99))),
-            "call" => (0..n).for_each(|_| report::partial("{}")),
+            "call" => (0..n).for_each(|_| report::progress("{}")),
             "call with much" => {
                 let much = "x".repeat(200_000);
-                (0..n).for_each(|_| report::partial(&much));
+                (0..n).for_each(|_| report::progress(&much));
             }
             "list" => {
                 let headers = (0..n).map(|_| http::Header { name: String::new(), value: String::new() }).collect();
@@ -93,36 +93,38 @@ impl Guest for Hostile {
                 black_box(&held);
             }
             "sockets" => {
-                let sessions: Vec<_> = (0..n).map(|_| icmp::Echoes::start(&plan(to, 1))).collect();
+                let sessions: Vec<_> = (0..n).map(|_| icmp::Echoes::start(&parameters(to, 1))).collect();
                 let open = sessions.iter().filter(|session| session.is_ok()).count();
                 return outcome(&json!({"open": open}));
             }
             "packets" => {
                 let mut planned = 0_u64;
-                while icmp::Echoes::start(&plan(to, 1000)).is_ok() {
+                while icmp::Echoes::start(&parameters(to, 1000)).is_ok() {
                     planned += 1000;
                 }
                 return outcome(&json!({"planned": planned}));
             }
             "flood" => {
-                let probes: Vec<_> = (0..500).map(|_| hops::Probe { ttl: 64, flow: 0 }).collect();
-                let trace = hops::TracePlan {
+                let packets: Vec<_> = (0..500).map(|_| hops::ProbePacket { ttl: 64, flow: 0 }).collect();
+                let trace = hops::TraceParameters {
                     target: to.into(),
-                    carrier: hops::Carrier::Udp(9),
-                    probes,
+                    protocol: hops::Protocol::Udp(9),
+                    packets,
                     payload_size: 16,
                     interval_us: 100,
                     timeout_ms: 60_000,
                 };
                 let traces: Vec<_> = (0..8).map(|_| hops::Trace::start(&trace)).collect();
-                let echoes: Vec<_> = (0..20).map(|_| icmp::Echoes::start(&plan(to, 250))).collect();
+                let echoes: Vec<_> = (0..20).map(|_| icmp::Echoes::start(&parameters(to, 250))).collect();
                 for trace in traces.iter().flatten() {
                     while trace.next().is_some() {}
                 }
                 black_box(&echoes);
             }
             "hang" => {
-                if let Ok(echoes) = icmp::Echoes::start(&icmp::EchoPlan { timeout_ms: 60_000, ..plan(to, 1) }) {
+                if let Ok(echoes) =
+                    icmp::Echoes::start(&icmp::EchoParameters { timeout_ms: 60_000, ..parameters(to, 1) })
+                {
                     while echoes.next().is_some() {}
                 }
             }
@@ -131,11 +133,11 @@ impl Guest for Hostile {
             }
             "panic" => {
                 let nothing: Option<u8> = black_box(None);
-                #[expect(clippy::unwrap_used, reason = "that is the attack")]
+                #[expect(clippy::unwrap_used, reason = "the panic is the attack")]
                 black_box(nothing.unwrap());
             }
             "not UTF-8" => {
-                #[expect(unsafe_code, reason = "that is the attack")]
+                #[expect(unsafe_code, reason = "the invalid text is the attack")]
                 let result = unsafe { String::from_utf8_unchecked(vec![b'{', 0xff, 0xfe, b'}']) };
                 return Outcome { failed: false, message: None, result };
             }

@@ -1,45 +1,48 @@
-//! A path as results show it.
+//! The JSON of a path.
 
 use std::fmt::Write;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::bindings::scouter::probe::hops::{Answer, MplsLabel};
+use crate::bindings::scouter::probe::hops::{MplsLabel, ResponseKind};
 
 /// One TTL of a path.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Hop {
     pub ttl: u8,
-    /// Who answered first, in the order in which the probes were sent.
+    /// Source of the first response, in the order in which the probes were sent.
     pub src: Option<String>,
+    /// Name of `src`: empty when it has none, null when there was no response.
     pub hostname: Option<String>,
-    /// The shortest round trip to `src`, in milliseconds; unknown when nothing answered.
+    /// Shortest round-trip time to `src` in milliseconds; null when there was no response.
     pub rtt_ms: Option<f64>,
-    /// One for each probe with this TTL that `src` answered or nobody did; unknown where nobody did.
+    /// Round-trip time in milliseconds of each probe with this TTL, except those that `others` answered; null for
+    /// probes without a response.
     pub rtts_ms: Vec<Option<f64>>,
-    /// No probe was answered. Unknown while one still may be, and when the probing host itself could not tell.
+    /// True when every probe timed out. Null while a probe is waiting, and when this host could not send a probe or dropped
+    /// packets.
     pub no_response: Option<bool>,
-    /// What the answer was: `time exceeded in transit`, `echo reply`, `SYN-ACK`, …
+    /// Kind of the response: `time exceeded in transit`, `echo reply`, `SYN-ACK`, …
     pub answer: Option<String>,
-    /// Number of the autonomous system that announces the address; unknown without a database.
+    /// Number of the autonomous system that announces `src`; null when it is unknown.
     pub asn: Option<u32>,
-    /// The organisation that has it.
+    /// Organisation of the autonomous system.
     pub as_name: Option<String>,
-    /// The ICMP error, when it was one.
+    /// The ICMP error, when the response was one.
     pub icmp: Option<Icmp>,
-    /// MPLS label stack with which the probe arrived (RFC 4950); unknown in `datagram` mode.
+    /// MPLS label stack of the probe when it reached `src` (RFC 4950); null in `datagram` mode.
     pub mpls: Option<Vec<Label>>,
-    /// Further extensions of the ICMP error (RFC 4884).
+    /// Other extension objects of the ICMP error (RFC 4884).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub extensions: Vec<Extension>,
-    /// Other addresses that answered at this TTL.
+    /// Other sources of responses at this TTL.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub others: Vec<Other>,
-    /// Answers beyond the first to one probe.
+    pub others: Vec<OtherSource>,
+    /// Number of further responses to probes that had one.
     #[serde(skip_serializing_if = "is_zero")]
     pub duplicates: u32,
-    /// Answers after `timeout_ms`; they count as no response.
+    /// Number of responses after `timeout_ms`. Their probes count as timed out.
     #[serde(skip_serializing_if = "is_zero")]
     pub late: u32,
 }
@@ -49,12 +52,13 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// Another address at the same TTL.
+/// Another source at the same TTL.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
-pub struct Other {
+pub struct OtherSource {
     pub asn: Option<u32>,
     pub as_name: Option<String>,
     pub src: String,
+    /// Empty when it has none.
     pub hostname: Option<String>,
     pub rtts_ms: Vec<Option<f64>>,
     pub answer: String,
@@ -62,14 +66,15 @@ pub struct Other {
     pub mpls: Option<Vec<Label>>,
 }
 
-/// An ICMP error, in words and as on the wire (RFC 792, RFC 4443).
+/// An ICMP error (RFC 792, RFC 4443).
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Icmp {
+    /// Name of type and code.
     pub kind: String,
     #[serde(rename = "type")]
     pub icmp_type: u8,
     pub code: u8,
-    /// Next-hop MTU in bytes, where the error says it.
+    /// Next-hop MTU in bytes of `fragmentation needed` and `packet too big`.
     pub mtu: Option<u32>,
 }
 
@@ -82,7 +87,7 @@ pub struct Label {
     pub ttl: u8,
 }
 
-/// Another extension object.
+/// An ICMP extension object.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Extension {
     pub class: u8,
@@ -91,65 +96,66 @@ pub struct Extension {
     pub data: String,
 }
 
-/// Why the path ends where it does.
+/// End of the path.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
-pub struct Stop {
-    pub reason: Reason,
-    /// Where.
+pub struct StoppedBy {
+    pub reason: StopReason,
+    /// TTL of the last hop.
     pub ttl: u8,
-    /// Who said so; unknown when nobody did.
+    /// Source of the response that ended the path; null for `max_ttl`.
     pub src: Option<String>,
     pub icmp: Option<Icmp>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// The target itself answered.
+pub enum StopReason {
+    /// The target responded.
     Target,
-    /// A router says that the target cannot be reached: see `icmp`.
+    /// A router reported the target as unreachable; `icmp` is its error.
     Unreachable,
-    /// The last TTL.
+    /// The last TTL was probed.
     MaxTtl,
 }
 
 /// The path of one flow.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
-pub struct Flow {
-    /// From 0.
+pub struct FlowPath {
+    /// Number of the flow, from 0.
     pub flow: u16,
     pub reached: bool,
-    /// One for each TTL: who answered; unknown when nobody did.
+    /// Source of the response at each TTL; null when there was none.
     pub srcs: Vec<Option<String>>,
 }
 
-/// A probe that the probing host could not send.
+/// A probe that this host could not send.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
-pub struct Unsent {
+pub struct SendError {
     pub ttl: u8,
     pub reason: String,
 }
 
 impl Icmp {
-    pub(super) fn of(answer: &Answer) -> Option<Self> {
-        let Answer::Icmp(icmp) = answer else { return None };
+    pub(super) fn of(response: &ResponseKind) -> Option<Self> {
+        let ResponseKind::Icmp(icmp) = response else { return None };
         Some(Self { kind: icmp.kind.clone(), icmp_type: icmp.icmp_type, code: icmp.icmp_code, mtu: icmp.mtu })
     }
 }
 
-pub(super) fn words(answer: &Answer) -> String {
-    match answer {
-        Answer::Icmp(icmp) => icmp.kind.clone(),
-        Answer::EchoReply => "echo reply".into(),
-        Answer::SynAck => "SYN-ACK".into(),
-        Answer::Reset => "RST".into(),
-        Answer::Datagram => "datagram".into(),
-        Answer::Dns(answer) => format!("DNS {}", answer.mnemonic),
+/// The name of a response for results.
+pub(super) fn name(response: &ResponseKind) -> String {
+    match response {
+        ResponseKind::Icmp(icmp) => icmp.kind.clone(),
+        ResponseKind::EchoReply => "echo reply".into(),
+        ResponseKind::SynAck => "SYN-ACK".into(),
+        ResponseKind::Reset => "RST".into(),
+        ResponseKind::Datagram => "datagram".into(),
+        ResponseKind::Dns(answer) => format!("DNS {}", answer.mnemonic),
     }
 }
 
-pub(super) fn labels(answer: &Answer) -> Option<Vec<Label>> {
-    let Answer::Icmp(icmp) = answer else { return None };
+pub(super) fn labels(response: &ResponseKind) -> Option<Vec<Label>> {
+    let ResponseKind::Icmp(icmp) = response else { return None };
     let label = |l: &MplsLabel| Label {
         label: l.label,
         traffic_class: l.traffic_class,
@@ -159,8 +165,8 @@ pub(super) fn labels(answer: &Answer) -> Option<Vec<Label>> {
     icmp.mpls.as_ref().map(|labels| labels.iter().map(label).collect())
 }
 
-pub(super) fn extensions(answer: &Answer) -> Vec<Extension> {
-    let Answer::Icmp(icmp) = answer else { return vec![] };
+pub(super) fn extensions(response: &ResponseKind) -> Vec<Extension> {
+    let ResponseKind::Icmp(icmp) = response else { return vec![] };
     let hex = |data: &[u8]| {
         data.iter().fold(String::new(), |mut text, byte| {
             // Writing to a String cannot fail.

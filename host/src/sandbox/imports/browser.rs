@@ -8,14 +8,16 @@ use url::Url;
 
 use super::http::RESERVED;
 use super::{RunState, wit};
-use wit::browser::{BrowserError, Exchange, Failure, FailureKind, Kind, Message, Page, Role, Timings, Vitals};
+use wit::browser::{
+    BrowserError, BrowserName, ConsoleMessage, Exchange, Failure, FailureKind, Page, Role, Timings, Vitals,
+};
 use wit::http::Header;
 
 const URL_BYTES: usize = 8192;
 const HEADERS: usize = 100;
 const SCREENSHOT_BYTES: u32 = 4 << 20;
 
-fn checked(request: wit::browser::Request) -> Result<engine::Request, String> {
+fn checked(request: wit::browser::Navigation) -> Result<engine::Request, String> {
     if request.url.len() > URL_BYTES {
         return Err(format!("the URL is longer than {URL_BYTES} bytes"));
     }
@@ -44,8 +46,8 @@ fn checked(request: wit::browser::Request) -> Result<engine::Request, String> {
     let screenshot = request.screenshot_bytes.min(SCREENSHOT_BYTES);
     Ok(engine::Request {
         kind: match request.browser {
-            Kind::Chrome => engine::Kind::Chrome,
-            Kind::Firefox => engine::Kind::Firefox,
+            BrowserName::Chrome => engine::Kind::Chrome,
+            BrowserName::Firefox => engine::Kind::Firefox,
         },
         url,
         headers,
@@ -56,7 +58,7 @@ fn checked(request: wit::browser::Request) -> Result<engine::Request, String> {
 }
 
 impl wit::browser::Host for RunState {
-    async fn load(&mut self, request: wit::browser::Request) -> wasmtime::Result<Result<Page, BrowserError>> {
+    async fn load(&mut self, request: wit::browser::Navigation) -> wasmtime::Result<Result<Page, BrowserError>> {
         let sizes: usize = request.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
         self.call(request.url.len() + sizes)?;
         let request = match checked(request) {
@@ -86,7 +88,7 @@ impl From<engine::Page> for Page {
             browser: page.browser,
             started_at_ms: page.started_at_ms,
             exchanges: page.exchanges.into_iter().map(Into::into).collect(),
-            left_out: u32::try_from(page.left_out).unwrap_or(u32::MAX),
+            omitted: u32::try_from(page.left_out).unwrap_or(u32::MAX),
             loaded: page.loaded,
             stopped: page.stopped.map(Into::into),
             navigation_error: page.navigation_error,
@@ -101,7 +103,7 @@ impl From<engine::Page> for Page {
             console: page
                 .console
                 .into_iter()
-                .map(|m| Message { level: m.level, text: m.text, url: m.url, line: m.line })
+                .map(|m| ConsoleMessage { level: m.level, text: m.text, url: m.url, line: m.line })
                 .collect(),
             screenshot: page.screenshot,
         }

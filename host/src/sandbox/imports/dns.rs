@@ -43,7 +43,7 @@ impl From<AskError> for DnsError {
             AskError::UnknownType(which) => Self::UnknownType(which),
             AskError::UnknownClass(which) => Self::UnknownClass(which),
             AskError::Malformed(why) => Self::Malformed(why),
-            AskError::Insecure(why) => Self::Insecure(why),
+            AskError::Insecure(why) => Self::Handshake(why),
         }
     }
 }
@@ -83,34 +83,30 @@ impl From<dns::Answer> for wit::dns::Answer {
 }
 
 impl wit::dns::Host for RunState {
-    async fn ask(&mut self, request: wit::dns::Request) -> wasmtime::Result<Result<wit::dns::Answer, DnsError>> {
-        self.call(request.question.name.len() + request.server_name.as_ref().map_or(0, String::len))?;
-        let transport = Transport::from(request.transport);
-        let port = request.port.unwrap_or(transport.port());
+    async fn ask(&mut self, query: wit::dns::Query) -> wasmtime::Result<Result<wit::dns::Answer, DnsError>> {
+        self.call(query.question.name.len() + query.server_name.as_ref().map_or(0, String::len))?;
+        let transport = Transport::from(query.transport);
+        let port = query.port.unwrap_or(transport.port());
         // Two packets when it works at the first try; a bound on floods, not an account.
-        let permitted = parse_address(&request.server)
+        let permitted = parse_address(&query.server)
             .and_then(|server| self.permit(server, |policy, server, name| policy.permit_question(server, port, name)))
             .and_then(|server| self.packets(2).map(|()| server));
         let server = match permitted {
             Ok(server) => server,
             Err(error) => return Ok(Err(DnsError::Net(error))),
         };
-        if !(1..=60_000).contains(&request.timeout_ms) {
-            let why = format!("timeout {} ms is not from 1 to 60000 ms", request.timeout_ms);
+        if !(1..=60_000).contains(&query.timeout_ms) {
+            let why = format!("timeout {} ms is not from 1 to 60000 ms", query.timeout_ms);
             return Ok(Err(DnsError::Net(NetError::Invalid(why))));
         }
         let asked = Request {
-            question: Question {
-                name: request.question.name,
-                rtype: request.question.type_,
-                class: request.question.class,
-            },
+            question: Question { name: query.question.name, rtype: query.question.type_, class: query.question.class },
             port,
             transport,
-            server_name: request.server_name,
-            recursion_desired: request.recursion_desired,
-            dnssec_ok: request.dnssec_ok,
-            timeout: Duration::from_millis(request.timeout_ms.into()),
+            server_name: query.server_name,
+            recursion_desired: query.recursion_desired,
+            dnssec_ok: query.dnssec_ok,
+            timeout: Duration::from_millis(query.timeout_ms.into()),
         };
         let services = self.services.clone();
         let answer = match self.on_io(async move { dns::ask(&services.net.tls, server, &asked).await }).await? {

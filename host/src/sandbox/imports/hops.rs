@@ -22,15 +22,15 @@ pub struct Trace {
     events: mpsc::UnboundedReceiver<Event<What>>,
 }
 
-fn checked(plan: guest::TracePlan) -> Result<Plan, NetError> {
+fn checked(plan: guest::TraceParameters) -> Result<Plan, NetError> {
     let invalid = |what: String| Err(NetError::Invalid(what));
-    if !(1..=PROBES).contains(&plan.probes.len()) {
-        return invalid(format!("{} probes are not from 1 to {PROBES}", plan.probes.len()));
+    if !(1..=PROBES).contains(&plan.packets.len()) {
+        return invalid(format!("{} probes are not from 1 to {PROBES}", plan.packets.len()));
     }
-    if plan.probes.iter().any(|probe| probe.ttl == 0) {
+    if plan.packets.iter().any(|probe| probe.ttl == 0) {
         return invalid("TTL 0 is not from 1 to 255".into());
     }
-    if let Some(probe) = plan.probes.iter().find(|probe| probe.flow >= FLOWS) {
+    if let Some(probe) = plan.packets.iter().find(|probe| probe.flow >= FLOWS) {
         return invalid(format!("flow {} is not from 0 to {}", probe.flow, FLOWS - 1));
     }
     if !(100..=1_000_000).contains(&plan.interval_us) {
@@ -42,17 +42,17 @@ fn checked(plan: guest::TracePlan) -> Result<Plan, NetError> {
     if plan.payload_size > 65_000 {
         return invalid(format!("payload size {} is not from 0 to 65000 bytes", plan.payload_size));
     }
-    let carrier = match plan.carrier {
-        guest::Carrier::Icmp => Carrier::Icmp,
-        guest::Carrier::Tcp(port) => Carrier::Tcp(port),
-        guest::Carrier::Udp(port) => Carrier::Udp(port),
-        guest::Carrier::Dns(asked) => {
+    let carrier = match plan.protocol {
+        guest::Protocol::Icmp => Carrier::Icmp,
+        guest::Protocol::Tcp(port) => Carrier::Tcp(port),
+        guest::Protocol::Udp(port) => Carrier::Udp(port),
+        guest::Protocol::Dns(asked) => {
             Carrier::Dns(Question { name: asked.name, rtype: asked.type_, class: asked.class })
         }
     };
     Ok(Plan {
         carrier,
-        probes: plan.probes.iter().map(|probe| Probe { ttl: probe.ttl, flow: probe.flow }).collect(),
+        probes: plan.packets.iter().map(|probe| Probe { ttl: probe.ttl, flow: probe.flow }).collect(),
         payload_size: plan.payload_size,
         interval: Duration::from_micros(plan.interval_us.into()),
         timeout: Duration::from_millis(plan.timeout_ms.into()),
@@ -60,8 +60,8 @@ fn checked(plan: guest::TracePlan) -> Result<Plan, NetError> {
 }
 
 impl RunState {
-    async fn start_trace(&mut self, plan: guest::TracePlan) -> wasmtime::Result<Result<Trace, NetError>> {
-        let question = matches!(plan.carrier, guest::Carrier::Dns(_));
+    async fn start_trace(&mut self, plan: guest::TraceParameters) -> wasmtime::Result<Result<Trace, NetError>> {
+        let question = matches!(plan.protocol, guest::Protocol::Dns(_));
         let allowed = parse_address(&plan.target)
             .and_then(|address| {
                 self.permit(address, |policy: &Policy, address, name| {
@@ -94,8 +94,8 @@ impl RunState {
 impl guest::Host for RunState {}
 
 impl guest::HostTrace for RunState {
-    async fn start(&mut self, plan: guest::TracePlan) -> wasmtime::Result<Result<Resource<Trace>, NetError>> {
-        self.call(plan.target.len() + 4 * plan.probes.len())?;
+    async fn start(&mut self, plan: guest::TraceParameters) -> wasmtime::Result<Result<Resource<Trace>, NetError>> {
+        self.call(plan.target.len() + 4 * plan.packets.len())?;
         match self.start_trace(plan).await? {
             Ok(trace) => {
                 let handle = self.table.push(trace)?;
@@ -106,10 +106,10 @@ impl guest::HostTrace for RunState {
         }
     }
 
-    async fn facts(&mut self, trace: Resource<Trace>) -> wasmtime::Result<guest::TraceFacts> {
+    async fn properties(&mut self, trace: Resource<Trace>) -> wasmtime::Result<guest::TraceProperties> {
         self.call(0)?;
         let facts = self.table.get(&trace)?.trace.facts;
-        Ok(guest::TraceFacts {
+        Ok(guest::TraceProperties {
             mode: facts.mode.into(),
             payload_size: facts.payload_size,
             packet_size: facts.packet_size,
@@ -117,7 +117,7 @@ impl guest::HostTrace for RunState {
         })
     }
 
-    async fn keep(&mut self, trace: Resource<Trace>, max_ttl: u8) -> wasmtime::Result<()> {
+    async fn limit_ttl(&mut self, trace: Resource<Trace>, max_ttl: u8) -> wasmtime::Result<()> {
         self.call(0)?;
         self.table.get(&trace)?.trace.keep(max_ttl);
         Ok(())
@@ -138,7 +138,7 @@ impl guest::HostTrace for RunState {
     }
 }
 
-impl From<Answer> for guest::Answer {
+impl From<Answer> for guest::ResponseKind {
     fn from(answer: Answer) -> Self {
         let (kind, extensions) = match answer {
             Answer::Icmp(kind, extensions) => (kind, extensions),
@@ -177,18 +177,18 @@ impl From<Answer> for guest::Answer {
 impl From<Event<What>> for guest::HopEvent {
     fn from(event: Event<What>) -> Self {
         match event {
-            Event::Sent(probe) => Self::Sent(probe),
-            Event::SendFailed { index, reason } => Self::SendFailed(guest::SendFailure { probe: index, reason }),
-            Event::Lost(probe) => Self::Silent(probe),
+            Event::Sent(packet) => Self::Sent(packet),
+            Event::SendFailed { index, reason } => Self::SendFailed(guest::SendFailure { packet: index, reason }),
+            Event::Lost(packet) => Self::TimedOut(packet),
             Event::Overflow(packets) => Self::Overflow(packets),
             Event::Heard { index, standing, source, rtt, what } => {
                 let rtt_ns = what.timed.then(|| u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX));
-                let answer = what.answer.into();
-                let heard = guest::Heard { probe: index, source: source.to_string(), rtt_ns, answer };
+                let kind = what.answer.into();
+                let response = guest::HopResponse { packet: index, source: source.to_string(), rtt_ns, kind };
                 match standing {
-                    Standing::Answer | Standing::Aside => Self::Answered(heard),
-                    Standing::Duplicate => Self::Duplicate(heard),
-                    Standing::Late => Self::Late(heard),
+                    Standing::Answer | Standing::Aside => Self::Response(response),
+                    Standing::Duplicate => Self::Duplicate(response),
+                    Standing::Late => Self::Late(response),
                 }
             }
         }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use percent_encoding::percent_decode_str;
 use scouter_net::http::{self as engine, FailureKind, Timings, Version};
 use scouter_net::tls;
 use url::Url;
 
 use super::{RunState, parse_address, wit};
-use wit::http::{Certificate, Failure, Header, Redirect, Response, TlsFacts};
+use wit::http::{Certificate, Failure, Header, Redirect, Response, TlsDetails};
 
 const URL_BYTES: usize = 8192;
 const KEEP_BODY: u32 = 128 << 10;
@@ -50,8 +51,8 @@ fn checked(request: wit::http::Request) -> Result<engine::Request, String> {
         headers.append(parsed, value);
     }
     if !url.username().is_empty() || url.password().is_some() {
-        let decode = |text: &str| percent_decode(text);
-        let pair = format!("{}:{}", decode(url.username()), decode(url.password().unwrap_or_default()));
+        let (user, password) = (url.username(), url.password().unwrap_or_default());
+        let pair: Vec<u8> = percent_decode_str(user).chain([b':']).chain(percent_decode_str(password)).collect();
         let basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
         if let (false, Ok(value)) = (headers.contains_key(header::AUTHORIZATION), HeaderValue::try_from(basic)) {
             headers.insert(header::AUTHORIZATION, value);
@@ -89,12 +90,6 @@ fn checked(request: wit::http::Request) -> Result<engine::Request, String> {
         keep_body: usize::try_from(request.keep_body).unwrap_or_default(),
         timeout: Duration::from_millis(request.timeout_ms.into()),
     })
-}
-
-fn percent_decode(text: &str) -> String {
-    // As form data, where only `+` differs: it is put back first.
-    let text = text.replace('+', "%2B");
-    url::form_urlencoded::parse(text.as_bytes()).map(|(key, _)| key.into_owned()).next().unwrap_or_default()
 }
 
 impl wit::http::Host for RunState {
@@ -196,7 +191,7 @@ impl From<&Timings> for wit::http::Timings {
     }
 }
 
-impl From<tls::Facts> for TlsFacts {
+impl From<tls::Facts> for TlsDetails {
     fn from(facts: tls::Facts) -> Self {
         let chain = facts.chain.into_iter().map(|c| Certificate {
             subject: c.subject,
@@ -263,6 +258,23 @@ mod tests {
     }
 
     #[test]
+    fn the_whole_password_is_sent_and_nothing_of_it_stays_in_the_url() {
+        for (user_information, credentials) in [
+            ("user:pass", "user:pass"),
+            ("us%20er:pa%2Bss", "us er:pa+ss"),
+            ("user:p&ss=w+rd", "user:p&ss=w+rd"),
+            ("us&r:p%40ss%3A%2B%26", "us&r:p@ss:+&"),
+            ("user:p:a@ss", "user:p:a@ss"),
+            ("user", "user:"),
+        ] {
+            let sent = request(&format!("http://{user_information}@a.example/"), &[]).expect("valid");
+            let basic = base64::engine::general_purpose::STANDARD.encode(credentials);
+            assert_eq!(sent.headers[header::AUTHORIZATION], format!("Basic {basic}"), "{user_information}");
+            assert_eq!(sent.url.as_str(), "http://a.example/");
+        }
+    }
+
+    #[test]
     fn nothing_in_a_request_can_break_out_of_its_place() {
         for (name, value) in [
             ("X\r\nY", "v"),
@@ -285,12 +297,5 @@ mod tests {
         }
         let request = request("http://example.com/a\r\nEvil: b", &[]).expect("line ends are dropped by URL parsing");
         assert_eq!(request.url.as_str(), "http://example.com/aEvil:%20b");
-    }
-
-    #[test]
-    fn user_information_becomes_a_header_and_leaves_the_url() {
-        let request = request("http://us%20er:pa%2Bss@example.com/", &[]).expect("valid");
-        assert_eq!(request.url.as_str(), "http://example.com/");
-        assert_eq!(request.headers["authorization"], "Basic dXMgZXI6cGErc3M=");
     }
 }

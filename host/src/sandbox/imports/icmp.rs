@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use wasmtime::component::Resource;
 
 use super::{RunState, parse_address, wit};
-use wit::icmp::{EchoEvent, EchoPlan, EchoReply, IcmpError, SendFailure};
+use wit::icmp::{EchoEvent, EchoParameters, EchoReply, IcmpError, SendFailure};
 use wit::net::NetError;
 
 /// A series under way. Dropping it ends the sending and frees its identifier.
@@ -17,7 +17,7 @@ pub struct Echoes {
     events: mpsc::UnboundedReceiver<Event<What>>,
 }
 
-fn checked(plan: &EchoPlan) -> Result<Plan, NetError> {
+fn checked(plan: &EchoParameters) -> Result<Plan, NetError> {
     let invalid = |what: String| Err(NetError::Invalid(what));
     if !(1..=1000).contains(&plan.count) {
         return invalid(format!("count {} is not from 1 to 1000", plan.count));
@@ -45,7 +45,7 @@ fn checked(plan: &EchoPlan) -> Result<Plan, NetError> {
 }
 
 impl RunState {
-    async fn start_echoes(&mut self, plan: EchoPlan) -> wasmtime::Result<Result<Echoes, NetError>> {
+    async fn start_echoes(&mut self, plan: EchoParameters) -> wasmtime::Result<Result<Echoes, NetError>> {
         let allowed = parse_address(&plan.target)
             .and_then(|address| self.permit(address, Policy::permit))
             .and_then(|target| checked(&plan).map(|plan| (target, plan)))
@@ -67,7 +67,7 @@ impl RunState {
 impl wit::icmp::Host for RunState {}
 
 impl wit::icmp::HostEchoes for RunState {
-    async fn start(&mut self, plan: EchoPlan) -> wasmtime::Result<Result<Resource<Echoes>, NetError>> {
+    async fn start(&mut self, plan: EchoParameters) -> wasmtime::Result<Result<Resource<Echoes>, NetError>> {
         self.call(plan.target.len())?;
         match self.start_echoes(plan).await? {
             Ok(echoes) => {
@@ -139,7 +139,7 @@ impl From<Event<What>> for EchoEvent {
                 icmp_code: kind.icmp_code,
                 mtu: kind.mtu,
             }),
-            Event::Lost(index) => Self::Lost(seq(index)),
+            Event::Lost(index) => Self::TimedOut(seq(index)),
             Event::Overflow(packets) => Self::Overflow(packets),
         }
     }

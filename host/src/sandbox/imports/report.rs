@@ -7,7 +7,7 @@ use super::{RunState, wit};
 use crate::sandbox::limits;
 
 impl wit::report::Host for RunState {
-    async fn partial(&mut self, result: String) -> wasmtime::Result<()> {
+    async fn progress(&mut self, result: String) -> wasmtime::Result<()> {
         self.call(result.len())?;
         if result.len() <= limits::RESULT_BYTES
             // Parsed, so that what survives a kill is as sound as a final result: an object, not nested too deeply.
