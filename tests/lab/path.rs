@@ -112,7 +112,7 @@ fn every_carrier_finds_every_router(lab: &Lab) {
                 assert_eq!(result["trace"][7]["answer"], json!(answer), "{result}");
                 let names: Vec<_> = [0, 1, 5].map(|at| result["trace"][at]["hostname"].clone()).into();
                 assert_eq!(names, ["r1.path.test", "r2.path.test", "r6.path.test"], "{result}");
-                assert_eq!(result["trace"][4]["hostname"], Value::Null, "its address has no name: {result}");
+                assert_eq!(result["trace"][4]["hostname"], "", "its address has no name: {result}");
             }
         }
     }

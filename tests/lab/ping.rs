@@ -69,7 +69,7 @@ fn every_field_is_there_in_both_families(lab: &Lab) {
             for (index, reply) in replies.iter().enumerate() {
                 assert_eq!(
                     (&reply["seq"], &reply["ttl"], &reply["len"], &reply["src"], &reply["duplicate"]),
-                    (&json!(index + 1), &json!(64), &json!(size + 8), &json!(address), &json!(false)),
+                    (&json!(index), &json!(64), &json!(size + 8), &json!(address), &json!(false)),
                     "{result}"
                 );
                 assert!((0.0..100.0).contains(&number(&reply["rtt_ms"])), "{result}");
@@ -157,7 +157,7 @@ fn errors_say_who_and_why(lab: &Lab) {
         assert!(src.as_str().is_some_and(|src| src.starts_with(from)), "{result}");
         assert_eq!(
             result["errors"],
-            json!([{"seq": 1, "kind": kind, "src": src, "type": icmp_type, "code": code, "mtu": null}]),
+            json!([{"seq": 0, "kind": kind, "src": src, "type": icmp_type, "code": code, "mtu": null}]),
             "{dst}"
         );
     }
@@ -241,8 +241,8 @@ fn a_wrong_host(namespace: &Namespace, stop: &Arc<AtomicBool>) -> std::thread::J
                 let _ = socket.send_to(&reply, &from);
             };
             match seq {
-                1 => (0..3).for_each(|_| reply(&|_| {})),
-                2 => {
+                0 => (0..3).for_each(|_| reply(&|_| {})),
+                1 => {
                     let (socket, from) = (socket.try_clone().expect("cloned"), from.clone());
                     let mut late = request.to_vec();
                     late[0] = 0;
@@ -254,12 +254,12 @@ fn a_wrong_host(namespace: &Namespace, stop: &Arc<AtomicBool>) -> std::thread::J
                         let _ = socket.send_to(&late, &from);
                     });
                 }
-                3 => reply(&|reply| reply[8] ^= 1),
-                4 => reply(&|reply| reply.truncate(8 + 20)),
-                5 => reply(&|reply| reply[7] = 9),
-                6 => reply(&|reply| reply.truncate(8 + 10)),
+                2 => reply(&|reply| reply[8] ^= 1),
+                3 => reply(&|reply| reply.truncate(8 + 20)),
+                4 => reply(&|reply| reply[7] = 9),
+                5 => reply(&|reply| reply.truncate(8 + 10)),
                 // More than the series' queue holds at once.
-                7 => (0..6000).for_each(|_| reply(&|_| {})),
+                6 => (0..6000).for_each(|_| reply(&|_| {})),
                 _ => reply(&|_| {}),
             }
         }
@@ -285,11 +285,11 @@ fn duplicates_late_and_forged_replies_are_told_apart(lab: &Lab) {
         });
         wanted.map(|r| r["seq"].as_u64().expect("a number")).collect()
     };
-    assert_eq!(seqs("duplicate")[..2], [1, 1], "{result}");
+    assert_eq!(seqs("duplicate")[..2], [0, 0], "{result}");
     assert!((3..=102).contains(&seqs("duplicate").len()), "a flood is cut short: {}", seqs("duplicate").len());
-    assert_eq!(seqs("late"), [2], "{result}");
-    // 3 is forged, 5 answers another number, 6 is too short for the token; 4 is short but carries it.
-    assert_eq!(seqs("in time"), [1, 4, 7, 8], "{result}");
+    assert_eq!(seqs("late"), [1], "{result}");
+    // 2 is forged, 4 answers another number, 5 is too short for the token; 3 is short but carries it.
+    assert_eq!(seqs("in time"), [0, 3, 6, 7], "{result}");
     assert_eq!((&result["sent"], &result["recv"]), (&json!(8), &json!(4)), "{result}");
     // Loss is what is known: nothing, when this host itself had to drop packets.
     let known = if result["degraded"].is_null() { json!(50.0) } else { Value::Null };

@@ -325,8 +325,6 @@ async fn take(
         }
     }
     marks.finished();
-    let reason = head.extensions.get::<hyper::ext::ReasonPhrase>();
-    let reason = reason.map(|r| String::from_utf8_lossy(r.as_bytes()).into_owned());
     let version = match head.version {
         http::Version::HTTP_10 => Version::Http10,
         http::Version::HTTP_2 => Version::Http2,
@@ -334,7 +332,7 @@ async fn take(
     };
     Ok(Response {
         status: head.status.as_u16(),
-        reason: reason.unwrap_or_else(|| head.status.canonical_reason().unwrap_or_default().to_owned()),
+        reason: reason_phrase(&head),
         version,
         headers: head.headers,
         remote,
@@ -342,6 +340,16 @@ async fn take(
         tls,
         body: taking.end().await,
     })
+}
+
+/// The reason phrase on the wire, which HTTP/2 does not have (RFC 9113). hyper keeps it only when it differs from the
+/// registered phrase.
+fn reason_phrase(head: &http::response::Parts) -> String {
+    match head.extensions.get::<hyper::ext::ReasonPhrase>() {
+        _ if head.version == http::Version::HTTP_2 => String::new(),
+        Some(phrase) => String::from_utf8_lossy(phrase.as_bytes()).into_owned(),
+        None => head.status.canonical_reason().unwrap_or_default().to_owned(),
+    }
 }
 
 fn headers_too_large() -> Step {

@@ -60,7 +60,8 @@ pub async fn exchange(
         marks.finished();
         Ok(Response {
             status: head.status.as_u16(),
-            reason: head.status.canonical_reason().unwrap_or_default().to_owned(),
+            // HTTP/3 has no reason phrase (RFC 9114).
+            reason: String::new(),
             version: Version::Http3,
             headers: head.headers,
             remote,

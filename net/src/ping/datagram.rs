@@ -66,7 +66,7 @@ impl Judge {
                 return None;
             }
             let kind = icmp::error_kind(self.v6, error.icmp_type, error.icmp_code, error.info.to_be_bytes())?;
-            let index = u32::from(seq).checked_sub(1)?;
+            let index = u32::from(seq);
             return Some(Arrival { index, source: error.source, at, aside: true, what: What::Error(kind) });
         }
         match icmp::parse(self.v6, message)? {
@@ -75,7 +75,7 @@ impl Judge {
             {
                 let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
                 let source = received.source.unwrap_or(self.target);
-                let index = u32::from(seq).checked_sub(1)?;
+                let index = u32::from(seq);
                 Some(Arrival { index, source, at, aside: false, what: What::Reply { ttl, length } })
             }
             _ => None,

@@ -40,10 +40,10 @@ pub enum What {
     Error(icmp::Kind),
 }
 
-/// Sequence numbers count from 1.
+/// Sequence number of a request, from 0.
 #[must_use]
 pub fn seq(index: u32) -> u16 {
-    u16::try_from(index + 1).unwrap_or(u16::MAX)
+    u16::try_from(index).unwrap_or(u16::MAX)
 }
 
 /// What a family can do on this machine.

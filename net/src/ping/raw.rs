@@ -101,7 +101,7 @@ impl Listener for Judge {
                 (seq, true, What::Error(error.kind))
             }
         };
-        let Some(index) = u32::from(seq).checked_sub(1) else { return };
+        let index = u32::from(seq);
         let arrival = Arrival { index, source: heard.source, at: heard.at, aside, what };
         if self.arrivals.try_send(arrival).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
