@@ -1,7 +1,7 @@
 //! What the server tells about itself without a secret: counters, and its own description.
 
 use libtest_mimic::Trial;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::server::{SECRET, Server};
 use crate::support::until;
@@ -25,16 +25,22 @@ fn metrics_count_what_happened_and_show_nobody() {
     let value = |name: &str| -> Option<f64> {
         metrics().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     };
-    server
+    let results = server
         .run(&json!({"ping": [{"dst": "127.0.0.1", "count": 1}, {"dst": "127.0.0.1", "count": 1}, {"dst": "10.1.2.3"},
         {"dst": "secret-name.invalid"}, {"nonsense": 1}], "no_such_type": [{}]}));
+    assert_eq!(results["ping"][4]["plugin"], results["ping"][0]["plugin"], "a refused option: {results}");
+    assert_eq!(
+        (&results["ping"][4]["plugin"]["name"], &results["no_such_type"][0]["plugin"]),
+        (&json!("ping"), &Value::Null)
+    );
     server.raw("GET", "/api/v1.0/status", &[("authorization", "a-wrong-secret")], None);
     server.raw("BREW", "/secret-place", &[], None);
     until("the cache has counted", || value("scouter_receipts_finished") == Some(1.0));
     for (name, expected) in [
         ("scouter_tests_total{type=\"ping\",outcome=\"ok\"}", 2.0),
         ("scouter_tests_total{type=\"ping\",outcome=\"failed\"}", 2.0),
-        ("scouter_tests_total{type=\"unknown\",outcome=\"refused\"}", 2.0),
+        ("scouter_tests_total{type=\"ping\",outcome=\"refused\"}", 1.0),
+        ("scouter_tests_total{type=\"unknown\",outcome=\"refused\"}", 1.0),
         ("scouter_test_duration_seconds_count{type=\"ping\"}", 4.0),
         ("scouter_policy_refusals_total", 1.0),
         ("scouter_sandboxes_total", 4.0),

@@ -86,6 +86,12 @@ struct PluginName<'a> {
     version: &'a str,
 }
 
+impl<'a> PluginName<'a> {
+    fn of(plugin: &'a Plugin) -> Self {
+        Self { name: &plugin.name, version: &plugin.version }
+    }
+}
+
 fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
@@ -148,12 +154,13 @@ impl Runner {
     async fn one(&self, index: usize, test: &PlannedTest, receipts: &Arc<Receipts>, receipt: &Arc<Receipt>) {
         let queued = Instant::now();
         let json = match &test.action {
-            Action::Refuse { message } => {
+            Action::Refuse { plugin, message } => {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.services.metrics.test(None, "refused");
+                self.services.metrics.test(plugin.as_ref().map(|plugin| plugin.name.as_str()), "refused");
                 let timing = Timing { queued_ms: ms(queued.elapsed()), started_at: None, duration_ms: None };
                 let message = Some(message.clone());
-                json(&Test { id: &test.id, failed: true, message, result: &empty(), timing, plugin: None, error: None })
+                let plugin = plugin.as_deref().map(PluginName::of);
+                json(&Test { id: &test.id, failed: true, message, result: &empty(), timing, plugin, error: None })
             }
             Action::Run { plugin, options } => {
                 let permit = tokio::select! {
@@ -200,7 +207,7 @@ impl Runner {
             started_at: Some(format!("{started_at:.6}")),
             duration_ms: Some(ms(duration)),
         };
-        let name = Some(PluginName { name: &plugin.name, version: &plugin.version });
+        let name = Some(PluginName::of(plugin));
         let (json, exception) = match &outcome {
             Ok(outcome) => {
                 let (failed, message) = (outcome.failed || outcome.message.is_some(), outcome.message.clone());
@@ -297,7 +304,7 @@ impl Runner {
 
 fn cancelled(id: &Value, plugin: &Plugin, waited: Duration) -> Box<RawValue> {
     let timing = Timing { queued_ms: ms(waited), started_at: None, duration_ms: None };
-    let plugin = Some(PluginName { name: &plugin.name, version: &plugin.version });
+    let plugin = Some(PluginName::of(plugin));
     let message = Some("The test was cancelled.".into());
     json(&Test { id, failed: true, message, result: &empty(), timing, plugin, error: Some(RunError::Cancelled.kind()) })
 }

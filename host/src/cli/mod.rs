@@ -267,7 +267,7 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
     let Some(planned) = Plan::new(payload, &plugins).tests.pop() else { anyhow::bail!("nothing to run") };
     let (plugin, options) = match planned.action {
         Action::Run { plugin, options } => (plugin, options),
-        Action::Refuse { message } => anyhow::bail!(message),
+        Action::Refuse { message, .. } => anyhow::bail!(message),
     };
     let table = run.table || (!run.json && std::io::stdout().is_terminal());
     let id = planned.id;

@@ -32,8 +32,8 @@ pub struct PlannedTest {
 pub enum Action {
     /// To be run with these options: a JSON object that satisfies the plugin's schema.
     Run { plugin: Arc<Plugin>, options: String },
-    /// Cannot run, and why.
-    Refuse { message: String },
+    /// Cannot run, and why; `plugin` is None when there is no such test type.
+    Refuse { plugin: Option<Arc<Plugin>>, message: String },
 }
 
 impl Plan {
@@ -53,11 +53,11 @@ impl PlannedTest {
     fn new(type_index: usize, mut options: Options, plugin: Option<&Arc<Plugin>>) -> Self {
         let (id, bad_id) = take_id(&mut options);
         let action = match (plugin, bad_id) {
-            (None, _) => Action::Refuse { message: "Provided test type does not exist.".into() },
-            (Some(_), Some(message)) => Action::Refuse { message },
+            (None, _) => Action::Refuse { plugin: None, message: "Provided test type does not exist.".into() },
+            (Some(plugin), Some(message)) => Action::Refuse { plugin: Some(Arc::clone(plugin)), message },
             (Some(plugin), None) => match plugin.options.check(options) {
                 Ok(options) => Action::Run { plugin: Arc::clone(plugin), options: Value::Object(options).to_string() },
-                Err(message) => Action::Refuse { message },
+                Err(message) => Action::Refuse { plugin: Some(Arc::clone(plugin)), message },
             },
         };
         Self { type_index, id, action }

@@ -138,8 +138,11 @@ mod tests {
         let budget =
             Budget { lifetime: Duration::from_mins(1), receipts: 10, receipt_bytes: 1000, total_bytes: 10_000 };
         let receipts = Arc::new(Receipts::new(budget));
-        let test =
-            |type_index| PlannedTest { type_index, id: json!("x"), action: Action::Refuse { message: String::new() } };
+        let test = |type_index| PlannedTest {
+            type_index,
+            id: json!("x"),
+            action: Action::Refuse { plugin: None, message: String::new() },
+        };
         let plan = Plan { types: vec![("a".into(), 1), ("b".into(), 2)], tests: vec![test(0), test(1), test(1)] };
         let receipt = receipts.open(&plan);
         assert_eq!(told(&receipt, 0), []);
@@ -168,8 +171,11 @@ mod tests {
         let budget =
             Budget { lifetime: Duration::from_mins(1), receipts: 10, receipt_bytes: 1000, total_bytes: 10_000 };
         let receipts = Receipts::new(budget);
-        let refuse =
-            || PlannedTest { type_index: 0, id: json!("x"), action: Action::Refuse { message: String::new() } };
+        let refuse = || PlannedTest {
+            type_index: 0,
+            id: json!("x"),
+            action: Action::Refuse { plugin: None, message: String::new() },
+        };
         for _ in 0..2000 {
             let receipt =
                 receipts.open(&Plan { types: vec![("a".into(), 4)], tests: (0..4).map(|_| refuse()).collect() });

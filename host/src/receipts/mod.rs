@@ -295,7 +295,7 @@ mod tests {
             (0..*count).map(move |_| PlannedTest {
                 type_index,
                 id: json!("x"),
-                action: Action::Refuse { message: String::new() },
+                action: Action::Refuse { plugin: None, message: String::new() },
             })
         });
         Plan { types: types.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect(), tests: tests.collect() }
