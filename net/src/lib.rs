@@ -22,6 +22,9 @@ pub mod ping;
 /// Probes with a limited TTL and their answers.
 pub mod trace;
 
+/// How late the I/O threads serve a socket that is ready.
+pub mod lag;
+mod metered;
 /// Errors of the operating system.
 pub mod os_error;
 /// Wire formats and sockets.
@@ -36,6 +39,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use address::SystemConfig;
+use anyhow::Context;
 use policy::Policy;
 
 /// Which addresses of a name are wanted.
@@ -54,6 +58,7 @@ pub struct Net {
     pub resolver: Arc<address::Resolver>,
     pub browsers: browser::Browsers,
     pub tls: tls::Tls,
+    pub lag: lag::LagMonitor,
 }
 
 impl Net {
@@ -76,6 +81,7 @@ impl Net {
             browsers: browser::Browsers::new(browsers, Arc::clone(&resolver), Arc::new(policy.clone())),
             resolver,
             tls: tls::Tls::open()?,
+            lag: lag::LagMonitor::open().context("a timer for the I/O threads")?,
         })
     }
 }

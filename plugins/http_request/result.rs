@@ -40,6 +40,10 @@ pub struct HttpResult {
     remote_ip: Option<String>,
     /// Phases of the last request.
     timings: Timings,
+    /// `host_scheduling_delay` when this host was too busy to time a phase: its duration may be up to `host_delay` too
+    /// long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    degraded: Option<String>,
     /// Redirects that were followed.
     redirects: Vec<Redirect>,
     tls: Option<Tls>,
@@ -59,6 +63,8 @@ struct Timings {
     wait: Option<f64>,
     download: Option<f64>,
     total: f64,
+    /// The longest wait of a ready socket for this host meanwhile; 0 below 0.25 ms.
+    host_delay: f64,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -139,6 +145,7 @@ impl HttpResult {
             url_effective: last.map(|exchange| exchange.url().to_owned()).unwrap_or_default(),
             remote_ip: last.and_then(Exchange::remote_address),
             timings: last.map(|exchange| exchange.timings().into()).unwrap_or_default(),
+            degraded: exchanges.iter().find_map(|exchange| exchange.timings().degraded.clone()),
             redirects: redirected.iter().filter_map(Redirect::of).collect(),
             tls: last.and_then(Exchange::tls).map(Tls::from),
             size: response.map(Size::of).unwrap_or_default(),
@@ -216,6 +223,7 @@ impl From<&http::Timings> for Timings {
             wait: t.wait.map(ms),
             download: t.download.map(ms),
             total: ms(t.total),
+            host_delay: ms(t.host_delay),
         }
     }
 }
@@ -262,6 +270,8 @@ pub mod samples {
             wait: Some(45),
             download: Some(90),
             total: 200,
+            host_delay: 0,
+            degraded: None,
         }
     }
 
@@ -314,7 +324,25 @@ mod tests {
             wait: timings.wait.map(ms),
             download: timings.download.map(ms),
             total: ms(timings.total),
+            ..timings.clone()
         }
+    }
+
+    #[test]
+    fn a_busy_host_is_reported_whichever_exchange_it_delayed() {
+        let delayed = http::Timings {
+            host_delay: 2_500_000,
+            degraded: Some("host_scheduling_delay".into()),
+            ..samples::timings()
+        };
+        let first = answered(http::Response { timings: delayed, ..samples::response() });
+        let second = answered(samples::response());
+        let result = result(json!({"url": "a.example"}), &[first, second], false);
+        assert_eq!(
+            (&result["degraded"], &result["redirects"][0]["timings"]["host_delay"], &result["timings"]["host_delay"]),
+            (&json!("host_scheduling_delay"), &json!(2.5), &json!(0.0)),
+            "{result}"
+        );
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         a_bomb_does_not_unfold,
         header_injection_is_one_request_on_the_wire,
         http_2_that_misbehaves_ends_in_time,
+        a_server_that_floods_ends_at_a_limit_and_disturbs_nobody,
         odd_names_are_errors_and_no_more,
     )
 }
@@ -128,7 +129,7 @@ fn every_failure_has_its_code(lab: &Lab) {
         (
             "floods 100 Continue",
             behave(lab, answer(b"", b"HTTP/1.1 100 Continue\r\n\r\n", Duration::from_micros(100), 100_000)),
-            28,
+            63,
         ),
         (
             "breaks off its body",
@@ -282,6 +283,70 @@ fn http_2_that_misbehaves_ends_in_time(lab: &Lab) {
     }
     assert_eq!(request(&server, well)["status"], json!(200));
     until("connections are gone", || server.weight().1 <= descriptors);
+}
+
+/// Threat 40, and 41: what costs the server next to nothing to send is limited, and until the limit is reached neither
+/// the API nor the measurements of others wait for it.
+fn a_server_that_floods_ends_at_a_limit_and_disturbs_nobody(lab: &Lab) {
+    let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let flood = |first: &'static [u8], again: &str| {
+        let again: &'static [u8] = again.repeat(10_000).leak().as_bytes();
+        format!("http://10.77.0.8:{}/", behave(lab, answer(first, again, Duration::ZERO, 1_000_000)))
+    };
+    let mut urls = vec![
+        ("interim responses", flood(b"", "HTTP/1.1 100 Continue\r\n\r\n")),
+        ("interim responses with headers", flood(b"", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")),
+        ("chunks of a byte", flood(chunked, "1\r\nx\r\n")),
+    ];
+    let (cert, key) = (lab.path("good.pem"), lab.path("good.key"));
+    let files = [&cert, &key].map(|file| file.to_str().expect("UTF-8"));
+    let (_peers, ports) = python(lab, "h2faults.py", &["10.77.0.8", files[0], files[1]]);
+    for kind in ["settings flood", "ping flood", "empty data flood", "window update flood", "continuation flood"] {
+        let (what, port) = ports.iter().find(|(what, _)| what == kind).expect("served");
+        urls.push((what, format!("https://10.77.0.8:{port}/")));
+    }
+    let server = lab.server(&[]);
+    let options = |url: &str| json!({"url": url, "version": 2, "ignore_ssl": true, "timeout_ms": 20_000});
+    for (what, url) in &urls {
+        let result = request(&server, options(url));
+        assert_eq!((&result["status"], &result["failed"]), (&json!(63), &json!(true)), "{what}: {result}");
+        assert!(result["reason"].as_str().is_some_and(|reason| reason.contains("more than")), "{what}: {result}");
+        assert_eq!(result["remote_ip"], json!("10.77.0.8"), "{what}: {result}");
+    }
+    let floods: Vec<Value> = urls.iter().cycle().take(24).map(|(_, url)| options(url)).collect();
+    let payload = json!({"http_request": floods}).to_string();
+    let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload)).body["receipt"].clone();
+    let receipt = receipt.as_str().expect("a receipt");
+    let path = format!("/api/v1.0/tests?receipt={receipt}");
+    let (mut unmarked, mut curl, mut api) = (vec![], vec![], vec![]);
+    for _ in 0..20 {
+        let good = request(&server, json!({"url": "http://v4.lab.test/echo"}));
+        assert_eq!(good["status"], json!(200), "{good}");
+        if good["degraded"].is_null() {
+            unmarked.push(good["timings"]["wait"].as_f64().expect("a number"));
+        } else {
+            assert_eq!(good["degraded"], json!("host_scheduling_delay"), "{good}");
+            assert!(good["timings"]["host_delay"].as_f64().is_some_and(|ms| ms > 1.0), "{good}");
+        }
+        let format = "%{time_connect} %{time_starttransfer}";
+        let times = lab.probe.output("curl", &["-s", "-o", "/dev/null", "-w", format, "http://v4.lab.test/echo"]);
+        let times: Vec<f64> = times.split(' ').map(|text| text.parse().expect("seconds")).collect();
+        curl.push((times[1] - times[0]) * 1000.0);
+        let asked = Instant::now();
+        assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
+        api.push(asked.elapsed());
+    }
+    let longest = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);
+    // What curl, a process of its own, waits for the same server is the load of the machine.
+    assert!(
+        longest(&unmarked) < 50.0 + 2.0 * longest(&curl),
+        "not marked: {unmarked:?} ms; curl beside: {curl:?} ms; /healthz: {api:?}"
+    );
+    let ended = server.get(&format!("{path}&wait=100")).body;
+    assert_eq!(ended["is_running"], json!(false));
+    for test in ended["results"]["http_request"].as_array().expect("results") {
+        assert_eq!(test["result"]["status"], json!(63), "{test}");
+    }
 }
 
 /// Threat 58: internationalised, too long, empty, with characters that no name has. Nothing traps, and no nonsense is

@@ -71,10 +71,10 @@ async fn connect(server: Permitted, port: u16) -> Result<TcpStream, AskError> {
 
 async fn secure(tls: &Tls, stream: TcpStream, name: &str, alpn: &str) -> Result<TlsStream<TcpStream>, AskError> {
     let insecure = |words: String| AskError::Insecure(words);
-    let (config, witness) = tls.client(&[alpn], true).map_err(|e| insecure(e.to_string()))?;
+    let (config, verifier) = tls.client(&[alpn], true).map_err(|e| insecure(e.to_string()))?;
     let name = ServerName::try_from(name.to_owned()).map_err(|e| insecure(e.to_string()))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    connected.map_err(|error| insecure(witness.refusal().unwrap_or_else(|| format!("TLS handshake failed: {error}"))))
+    connected.map_err(|error| insecure(verifier.refusal().unwrap_or_else(|| format!("TLS handshake failed: {error}"))))
 }
 
 /// Length and message (RFC 7766), there and back. Answers to something else are passed over.

@@ -5,21 +5,23 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use async_compression::tokio::write::{BrotliDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
+use async_compression::zstd::DParameter;
 use http::HeaderMap;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::{BODY_BYTES, DECODED_BYTES, FailureKind, Step};
+use super::limits::{DECODED_BYTES, Exceeded, Pieces};
 
-/// What came.
+/// What came of a body.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Taken {
+pub struct Body {
     pub transferred: u64,
     pub decoded: Option<u64>,
     pub kept: Vec<u8>,
 }
 
-pub struct Taking {
-    transferred: u64,
+/// Takes a body piece by piece.
+pub struct BodyReader {
+    pieces: Pieces,
     /// None once it failed: the body is then counted, no longer decoded.
     decoder: Option<Box<dyn Decoder>>,
     kept: Option<Vec<u8>>,
@@ -47,19 +49,32 @@ impl Decoder for Sink {
     }
 }
 
-/// Counts, keeps the first bytes, and fails past the limit: a small body can unfold to gigabytes.
+/// RFC 9659: a window of 8 MiB at most. Whoever sends a larger one wants the client's memory.
+const ZSTD_WINDOW_LOG: u32 = 23;
+/// What a decoder gives before it lets other tasks have their turn.
+const TURN_BYTES: usize = 128 << 10;
+
+/// Counts, keeps the first bytes, and fails past the limit: a small body can decode to gigabytes.
 struct Sink {
     count: u64,
+    /// Since others had their turn.
+    turn: usize,
     limit: u64,
     keep: usize,
     kept: Vec<u8>,
 }
 
 impl AsyncWrite for Sink {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.turn >= TURN_BYTES {
+            self.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.turn += data.len();
         self.count += data.len() as u64;
-        let room = self.keep - self.kept.len();
-        self.kept.extend(&data[..data.len().min(room)]);
+        let capacity = self.keep - self.kept.len();
+        self.kept.extend(&data[..data.len().min(capacity)]);
         if self.count > self.limit {
             return Poll::Ready(Err(io::Error::other("decoded body over the limit")));
         }
@@ -75,31 +90,34 @@ impl AsyncWrite for Sink {
     }
 }
 
-impl Taking {
+impl BodyReader {
     #[must_use]
     pub fn new(headers: &HeaderMap, keep: usize) -> Self {
         let mut codings = headers.get_all(http::header::CONTENT_ENCODING).iter();
         let coding = codings.next().and_then(|value| value.to_str().ok()).map(str::trim).map(str::to_ascii_lowercase);
         let encoded = coding.as_deref().is_some_and(|coding| coding != "identity" && !coding.is_empty());
         let limit = if encoded { DECODED_BYTES } else { u64::MAX };
-        let sink = Sink { count: 0, limit, keep, kept: vec![] };
+        let sink = Sink { count: 0, turn: 0, limit, keep, kept: vec![] };
         // One layer of the registered codings (RFC 9110, 8.4.1); anything else cannot be decoded.
         let decoder: Option<Box<dyn Decoder>> = match (coding.as_deref(), codings.next()) {
             (None | Some("identity" | ""), None) => Some(Box::new(sink)),
             (Some("gzip" | "x-gzip"), None) => Some(Box::new(GzipDecoder::new(sink))),
             (Some("deflate"), None) => Some(Box::new(ZlibDecoder::new(sink))),
             (Some("br"), None) => Some(Box::new(BrotliDecoder::new(sink))),
-            (Some("zstd"), None) => Some(Box::new(ZstdDecoder::new(sink))),
+            (Some("zstd"), None) => {
+                Some(Box::new(ZstdDecoder::with_params(sink, &[DParameter::window_log_max(ZSTD_WINDOW_LOG)])))
+            }
             _ => None,
         };
-        Self { transferred: 0, decoder, kept: None }
+        Self { pieces: Pieces::default(), decoder, kept: None }
     }
 
-    pub async fn add(&mut self, data: &[u8]) -> Result<(), Step> {
-        self.transferred += data.len() as u64;
-        if self.transferred > BODY_BYTES {
-            return Err(Step(FailureKind::TooLarge, format!("the body passes {} MiB", BODY_BYTES >> 20)));
-        }
+    /// # Errors
+    /// When the body passes a limit.
+    pub async fn add(&mut self, data: &[u8]) -> Result<(), Exceeded> {
+        self.pieces.add(data.len())?;
+        // A connection's own task may have buffered thousands of small ones.
+        tokio::task::coop::consume_budget().await;
         if let Some(decoder) = &mut self.decoder
             && decoder.write_all(data).await.is_err()
         {
@@ -109,15 +127,15 @@ impl Taking {
         Ok(())
     }
 
-    pub async fn end(self) -> Taken {
-        let transferred = self.transferred;
+    pub async fn end(self) -> Body {
+        let transferred = self.pieces.bytes;
         let Some(mut decoder) = self.decoder else {
-            return Taken { transferred, decoded: None, kept: self.kept.unwrap_or_default() };
+            return Body { transferred, decoded: None, kept: self.kept.unwrap_or_default() };
         };
         // A body that breaks off in the middle of its coding shows here.
         let whole = transferred == 0 || decoder.shutdown().await.is_ok();
         let sink = decoder.into_sink();
-        Taken { transferred, decoded: whole.then_some(sink.count), kept: sink.kept }
+        Body { transferred, decoded: whole.then_some(sink.count), kept: sink.kept }
     }
 }
 
@@ -134,16 +152,16 @@ mod tests {
         encoder.into_inner()
     }
 
-    async fn take(coding: Option<&str>, body: &[u8], keep: usize) -> Taken {
+    async fn read(coding: Option<&str>, body: &[u8], keep: usize) -> Body {
         let mut headers = HeaderMap::new();
         if let Some(coding) = coding {
             headers.insert("content-encoding", coding.parse().expect("value"));
         }
-        let mut taking = Taking::new(&headers, keep);
+        let mut reader = BodyReader::new(&headers, keep);
         for piece in body.chunks(1000) {
-            taking.add(piece).await.map_err(|s| s.1).expect("within limits");
+            reader.add(piece).await.expect("within limits");
         }
-        taking.end().await
+        reader.end().await
     }
 
     #[tokio::test]
@@ -151,20 +169,20 @@ mod tests {
         let plain = b"hello ".repeat(1000);
         let packed = gzip(&plain).await;
         assert_eq!(
-            take(Some("gzip"), &packed, 5).await,
-            Taken { transferred: packed.len() as u64, decoded: Some(6000), kept: b"hello".to_vec() }
+            read(Some("gzip"), &packed, 5).await,
+            Body { transferred: packed.len() as u64, decoded: Some(6000), kept: b"hello".to_vec() }
         );
-        assert_eq!(take(None, &plain, 0).await, Taken { transferred: 6000, decoded: Some(6000), kept: vec![] });
-        assert_eq!(take(Some("gzip"), &packed[..packed.len() - 9], 0).await.decoded, None, "broken off");
-        assert_eq!(take(Some("gzip"), b"not gzip at all", 0).await.decoded, None);
-        assert_eq!(take(Some("compress, gzip"), &packed, 0).await.decoded, None, "two layers");
-        assert_eq!(take(Some("gzip"), b"", 0).await.decoded, Some(0), "HEAD");
+        assert_eq!(read(None, &plain, 0).await, Body { transferred: 6000, decoded: Some(6000), kept: vec![] });
+        assert_eq!(read(Some("gzip"), &packed[..packed.len() - 9], 0).await.decoded, None, "broken off");
+        assert_eq!(read(Some("gzip"), b"not gzip at all", 0).await.decoded, None);
+        assert_eq!(read(Some("compress, gzip"), &packed, 0).await.decoded, None, "two layers");
+        assert_eq!(read(Some("gzip"), b"", 0).await.decoded, Some(0), "HEAD");
     }
 
     #[tokio::test]
-    async fn a_bomb_is_counted_but_not_unfolded() {
+    async fn a_bomb_is_counted_but_not_decoded() {
         let bomb = gzip(&vec![0; 30 << 20]).await;
-        let taken = take(Some("gzip"), &bomb, 4).await;
-        assert_eq!((taken.transferred, taken.decoded, taken.kept.len()), (bomb.len() as u64, None, 4));
+        let body = read(Some("gzip"), &bomb, 4).await;
+        assert_eq!((body.transferred, body.decoded, body.kept.len()), (bomb.len() as u64, None, 4));
     }
 }

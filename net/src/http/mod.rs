@@ -4,8 +4,9 @@
 //! resolver), and it does not tell the phases apart. This is hyper (HTTP/1, HTTP/2) and h3 (HTTP/3) on connections
 //! that are made here: resolve, ask the policy, dial that very address.
 
-mod body;
-mod marks;
+pub mod body;
+pub mod limits;
+mod timeline;
 mod v3;
 
 use std::net::{IpAddr, SocketAddr};
@@ -20,24 +21,21 @@ use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use self::body::Taken;
-use self::marks::{Marked, Marks};
+use self::body::{Body, BodyReader};
+use self::limits::{Exceeded, HEADER_BYTES, HEADERS, check_headers};
+use self::timeline::{TimedStream, Timeline};
 use crate::Family;
 use crate::address::dial::{self, DialError};
 use crate::address::{LookupError, Resolver};
+use crate::lag::LagMonitor;
+use crate::metered::Metered;
 use crate::os_error::{description, is_local};
 use crate::packet::route::has_route;
 use crate::policy::{Permitted, Policy};
 use crate::scope::ExchangeTasks;
-use crate::tls::{Facts, QuicError, Tls, negotiated};
+use crate::tls::{QuicError, Tls, TlsDetails, negotiated};
 
-pub use marks::Timings;
-
-/// Bounds on what a server may answer.
-const HEADERS: usize = 100;
-const HEADER_BYTES: usize = 64 << 10;
-pub const BODY_BYTES: u64 = 64 << 20;
-pub const DECODED_BYTES: u64 = 10 << 20;
+pub use timeline::Timings;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
@@ -70,8 +68,8 @@ pub struct Response {
     pub headers: HeaderMap,
     pub remote: SocketAddr,
     pub timings: Timings,
-    pub tls: Option<Facts>,
-    pub body: Taken,
+    pub tls: Option<TlsDetails>,
+    pub body: Body,
 }
 
 /// Which step failed.
@@ -98,20 +96,20 @@ pub struct Failure {
     pub reason: String,
     pub remote: Option<IpAddr>,
     pub timings: Timings,
-    pub tls: Option<Facts>,
+    pub tls: Option<TlsDetails>,
 }
 
-/// A step's failure, before what is known about the whole exchange is added.
-struct Step(FailureKind, String);
+/// The failure of a step, before what is known about the whole exchange is added.
+struct StepError(FailureKind, String);
 
-impl From<LookupError> for Step {
+impl From<LookupError> for StepError {
     fn from(error: LookupError) -> Self {
         // A lookup that takes too long is the name's failure, as curl has it (6), not the target's (28).
         Self(FailureKind::Name, error.to_string())
     }
 }
 
-impl From<DialError> for Step {
+impl From<DialError> for StepError {
     fn from(error: DialError) -> Self {
         let kind = match &error {
             DialError::Denied(_) => FailureKind::Denied,
@@ -122,7 +120,7 @@ impl From<DialError> for Step {
     }
 }
 
-impl From<QuicError> for Step {
+impl From<QuicError> for StepError {
     fn from(error: QuicError) -> Self {
         match error {
             QuicError::Certificate(words) => Self(FailureKind::Certificate, words),
@@ -133,20 +131,34 @@ impl From<QuicError> for Step {
     }
 }
 
+impl From<Exceeded> for StepError {
+    fn from(exceeded: Exceeded) -> Self {
+        Self(FailureKind::TooLarge, exceeded.to_string())
+    }
+}
+
 /// Makes the exchange. Dropping the future closes what it had open.
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn exchange(resolver: &Resolver, tls: &Tls, policy: &Policy, request: Request) -> Result<Response, Failure> {
-    let marks = Arc::new(Marks::start());
-    let done = tokio::time::timeout(request.timeout, attempt(resolver, tls, policy, &request, &marks)).await;
+pub async fn exchange(
+    resolver: &Resolver,
+    tls: &Tls,
+    policy: &Policy,
+    lag: &LagMonitor,
+    request: Request,
+) -> Result<Response, Failure> {
+    let timeline = Arc::new(Timeline::start(lag.watch()));
+    let done = tokio::time::timeout(request.timeout, attempt(resolver, tls, policy, &request, &timeline)).await;
     let step = match done {
         Ok(Ok(response)) => return Ok(response),
         Ok(Err(step)) => step,
-        Err(_) => Step(FailureKind::Timeout, format!("Operation timed out after {} ms", request.timeout.as_millis())),
+        Err(_) => {
+            StepError(FailureKind::Timeout, format!("Operation timed out after {} ms", request.timeout.as_millis()))
+        }
     };
-    let remote = marks.remote().map(|remote| remote.ip());
-    Err(Failure { kind: step.0, reason: step.1, remote, timings: marks.timings(), tls: marks.tls() })
+    let remote = timeline.remote().map(|remote| remote.ip());
+    Err(Failure { kind: step.0, reason: step.1, remote, timings: timeline.timings(), tls: timeline.tls() })
 }
 
 async fn attempt(
@@ -154,9 +166,9 @@ async fn attempt(
     tls: &Tls,
     policy: &Policy,
     request: &Request,
-    marks: &Arc<Marks>,
-) -> Result<Response, Step> {
-    let invalid = |words: &str| Step(FailureKind::Invalid, words.into());
+    timeline: &Arc<Timeline>,
+) -> Result<Response, StepError> {
+    let invalid = |words: &str| StepError(FailureKind::Invalid, words.into());
     let secure = request.url.scheme() == "https";
     let port = request.url.port_or_known_default().ok_or_else(|| invalid("the URL has no port"))?;
     let (host, literal) = match request.url.host() {
@@ -170,7 +182,7 @@ async fn attempt(
         vec![address]
     } else {
         let found = resolver.lookup(&host, request.family).await?;
-        marks.resolved();
+        timeline.resolved();
         found
     };
     // A name opens only what it resolves to, not an address that the caller put in its place.
@@ -178,15 +190,16 @@ async fn attempt(
     let open = dial::vet(policy, &addresses, name_vetted).map_err(DialError::from)?;
     // Without this a packet that never left would read as the target's silence.
     if !open.iter().any(|permitted| has_route(permitted.address())) {
-        return Err(Step(FailureKind::Unavailable, "This host has no route to the target.".into()));
+        return Err(StepError(FailureKind::Unavailable, "This host has no route to the target.".into()));
     }
     if request.version == Version::Http3 {
-        return v3::exchange(tls, &open, port, &host, request, marks).await;
+        return v3::exchange(tls, &open, port, &host, request, timeline).await;
     }
     let (stream, remote) = dial::dial(&open, port).await?;
-    marks.connected(remote);
+    timeline.connected(remote);
+    let stream = Metered::new(stream);
     if !secure {
-        return h1(Marked::new(stream, marks), request, marks, remote, None).await;
+        return h1(TimedStream::new(stream, timeline), request, timeline, remote, None).await;
     }
     let alpn: &[&str] = match request.version {
         Version::Http2 => &["h2", "http/1.1"],
@@ -194,22 +207,24 @@ async fn attempt(
         _ => &["http/1.1"],
     };
     let handshake =
-        |error: &dyn std::fmt::Display| Step(FailureKind::Handshake, format!("TLS handshake failed: {error}"));
-    let (config, witness) = tls.client(alpn, request.verify_tls).map_err(|e| handshake(&e))?;
+        |error: &dyn std::fmt::Display| StepError(FailureKind::Handshake, format!("TLS handshake failed: {error}"));
+    let (config, verifier) = tls.client(alpn, request.verify_tls).map_err(|e| handshake(&e))?;
     let server_name = ServerName::try_from(host).map_err(|e| handshake(&e))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(server_name, stream).await;
-    let facts = witness.facts();
-    marks.secured(facts.clone());
-    let stream = connected.map_err(|error| match witness.refusal() {
-        Some(refusal) => Step(FailureKind::Certificate, refusal),
+    let details = verifier.details();
+    timeline.secured(details.clone());
+    let stream = connected.map_err(|error| match verifier.refusal() {
+        Some(refusal) => StepError(FailureKind::Certificate, refusal),
         None => handshake(&error),
     })?;
-    let facts = negotiated(stream.get_ref().1, facts.unwrap_or_default());
-    marks.secured(Some(facts.clone()));
-    if facts.alpn.as_deref() == Some("h2") {
-        h2(Marked::new(stream, marks), request, marks, remote, facts).await
+    let details = negotiated(stream.get_ref().1, details.unwrap_or_default());
+    timeline.secured(Some(details.clone()));
+    // Metered again: one read of the socket can decrypt to many reads of frames.
+    let stream = TimedStream::new(Metered::new(stream), timeline);
+    if details.alpn.as_deref() == Some("h2") {
+        h2(stream.with_frames(), request, timeline, remote, details).await
     } else {
-        h1(Marked::new(stream, marks), request, marks, remote, Some(facts)).await
+        h1(stream, request, timeline, remote, Some(details)).await
     }
 }
 
@@ -228,23 +243,23 @@ fn message(request: &Request, uri: Uri, version: http::Version) -> http::Request
     message
 }
 
-fn absolute(url: &Url) -> Result<Uri, Step> {
+fn absolute(url: &Url) -> Result<Uri, StepError> {
     let path = &url[url::Position::BeforePath..url::Position::AfterQuery];
     Uri::builder()
         .scheme(url.scheme())
         .authority(authority(url))
         .path_and_query(path)
         .build()
-        .map_err(|error| Step(FailureKind::Invalid, format!("the URL cannot be sent: {error}")))
+        .map_err(|error| StepError(FailureKind::Invalid, format!("the URL cannot be sent: {error}")))
 }
 
 async fn h1<S>(
-    io: Marked<S>,
+    io: TimedStream<S>,
     request: &Request,
-    marks: &Arc<Marks>,
+    timeline: &Arc<Timeline>,
     remote: SocketAddr,
-    tls: Option<Facts>,
-) -> Result<Response, Step>
+    tls: Option<TlsDetails>,
+) -> Result<Response, StepError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -253,30 +268,33 @@ where
         .max_buf_size(HEADER_BYTES)
         .handshake(TokioIo::new(io))
         .await
-        .map_err(|error| hyper_step(&error, marks))?;
+        .map_err(|error| hyper_error(&error, timeline))?;
     let path = &request.url[url::Position::BeforePath..url::Position::AfterQuery];
-    let uri = path.parse().map_err(|error| Step(FailureKind::Invalid, format!("the URL cannot be sent: {error}")))?;
+    let uri =
+        path.parse().map_err(|error| StepError(FailureKind::Invalid, format!("the URL cannot be sent: {error}")))?;
     let version = if request.version == Version::Http10 { http::Version::HTTP_10 } else { http::Version::HTTP_11 };
     let mut message = message(request, uri, version);
     let host = http::HeaderValue::try_from(authority(&request.url))
-        .map_err(|error| Step(FailureKind::Invalid, format!("the URL's host cannot be sent: {error}")))?;
+        .map_err(|error| StepError(FailureKind::Invalid, format!("the URL's host cannot be sent: {error}")))?;
     message.headers_mut().insert(http::header::HOST, host);
+    let interim = Arc::clone(timeline);
+    hyper::ext::on_informational(&mut message, move |response| interim.interim_response(response.headers()));
     let work = async {
-        marks.asking();
-        let response = sender.send_request(message).await.map_err(|error| hyper_step(&error, marks))?;
-        marks.answering();
-        take(response, request, marks, remote, tls).await
+        timeline.request_started();
+        let response = sender.send_request(message).await.map_err(|error| hyper_error(&error, timeline))?;
+        timeline.response_started();
+        receive(response, request, timeline, remote, tls).await
     };
     alongside(connection, work).await
 }
 
 async fn h2<S>(
-    io: Marked<S>,
+    io: TimedStream<S>,
     request: &Request,
-    marks: &Arc<Marks>,
+    timeline: &Arc<Timeline>,
     remote: SocketAddr,
-    tls: Facts,
-) -> Result<Response, Step>
+    tls: TlsDetails,
+) -> Result<Response, StepError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -287,13 +305,13 @@ where
         .initial_connection_window_size(1 << 20)
         .handshake(TokioIo::new(io))
         .await
-        .map_err(|error| hyper_step(&error, marks))?;
+        .map_err(|error| hyper_error(&error, timeline))?;
     let message = message(request, absolute(&request.url)?, http::Version::HTTP_2);
     let work = async {
-        marks.asking();
-        let response = sender.send_request(message).await.map_err(|error| hyper_step(&error, marks))?;
-        marks.answering_now();
-        take(response, request, marks, remote, Some(tls)).await
+        timeline.request_started();
+        let response = sender.send_request(message).await.map_err(|error| hyper_error(&error, timeline))?;
+        timeline.response_started_now();
+        receive(response, request, timeline, remote, Some(tls)).await
     };
     alongside(connection, work).await
 }
@@ -308,23 +326,23 @@ async fn alongside<T>(connection: impl Future, work: impl Future<Output = T>) ->
     }
 }
 
-async fn take(
+async fn receive(
     response: http::Response<hyper::body::Incoming>,
     request: &Request,
-    marks: &Arc<Marks>,
+    timeline: &Arc<Timeline>,
     remote: SocketAddr,
-    tls: Option<Facts>,
-) -> Result<Response, Step> {
+    tls: Option<TlsDetails>,
+) -> Result<Response, StepError> {
     let (head, mut incoming) = response.into_parts();
-    bounded(&head.headers)?;
-    let mut taking = body::Taking::new(&head.headers, request.keep_body);
+    check_headers(&head.headers)?;
+    let mut body = BodyReader::new(&head.headers, request.keep_body);
     while let Some(frame) = incoming.frame().await {
-        let frame = frame.map_err(|error| hyper_step(&error, marks))?;
+        let frame = frame.map_err(|error| hyper_error(&error, timeline))?;
         if let Ok(data) = frame.into_data() {
-            taking.add(&data).await?;
+            body.add(&data).await?;
         }
     }
-    marks.finished();
+    timeline.response_ended();
     let version = match head.version {
         http::Version::HTTP_10 => Version::Http10,
         http::Version::HTTP_2 => Version::Http2,
@@ -336,9 +354,9 @@ async fn take(
         version,
         headers: head.headers,
         remote,
-        timings: marks.timings(),
+        timings: timeline.timings(),
         tls,
-        body: taking.end().await,
+        body: body.end().await,
     })
 }
 
@@ -352,30 +370,164 @@ fn reason_phrase(head: &http::response::Parts) -> String {
     }
 }
 
-fn headers_too_large() -> Step {
-    Step(FailureKind::TooLarge, format!("response headers pass {} KiB or {HEADERS} fields", HEADER_BYTES >> 10))
-}
-
-/// The codecs stop at about these bounds, each in its own way; this is the exact one.
-fn bounded(headers: &HeaderMap) -> Result<(), Step> {
-    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if bytes > HEADER_BYTES || headers.len() > HEADERS { Err(headers_too_large()) } else { Ok(()) }
-}
-
-fn hyper_step(error: &hyper::Error, marks: &Marks) -> Step {
+fn hyper_error(error: &hyper::Error, timeline: &Timeline) -> StepError {
     let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    if let Some(exceeded) = timeline.exceeded() {
+        return exceeded.into();
+    }
     if error.is_parse_too_large() {
-        return headers_too_large();
+        return Exceeded::Headers.into();
     }
     if error.is_parse() {
-        return Step(FailureKind::Receive, format!("the answer is not HTTP: {error}"));
+        return StepError(FailureKind::Receive, format!("the answer is not HTTP: {error}"));
     }
-    if error.is_incomplete_message() && !marks.anything_read() {
-        return Step(FailureKind::EmptyReply, "Empty reply from server".into());
+    if error.is_incomplete_message() && !timeline.anything_read() {
+        return StepError(FailureKind::EmptyReply, "Empty reply from server".into());
     }
-    Step(FailureKind::Receive, format!("Failure when receiving data from the peer: {cause}"))
+    StepError(FailureKind::Receive, format!("Failure when receiving data from the peer: {cause}"))
 }
 
-fn h3_target(open: &[Permitted]) -> Result<Permitted, Step> {
-    open.first().copied().ok_or_else(|| Step(FailureKind::Connect, "no address to connect to".into()))
+fn h3_target(open: &[Permitted]) -> Result<Permitted, StepError> {
+    open.first().copied().ok_or_else(|| StepError(FailureKind::Connect, "no address to connect to".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Instant;
+
+    use super::*;
+
+    fn get(address: SocketAddr) -> Request {
+        Request {
+            method: Method::GET,
+            url: format!("http://{address}/").parse().expect("a URL"),
+            version: Version::Http11,
+            headers: HeaderMap::new(),
+            body: None,
+            resolve: None,
+            family: Family::Any,
+            verify_tls: true,
+            keep_body: 0,
+            timeout: Duration::from_secs(20),
+        }
+    }
+
+    /// What the engine does once it knows where to connect.
+    async fn ask(lag: &LagMonitor, address: SocketAddr) -> (Result<Response, StepError>, Timings) {
+        let timeline = Arc::new(Timeline::start(lag.watch()));
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+        timeline.connected(address);
+        let stream = TimedStream::new(Metered::new(stream), &timeline);
+        let response = h1(stream, &get(address), &timeline, address, None).await;
+        (response, timeline.timings())
+    }
+
+    /// A server that reads the head of each request and then does this.
+    fn server(behave: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let behave = behave.clone();
+                std::thread::spawn(move || {
+                    let _ = stream.read(&mut [0; 4096]);
+                    behave(stream);
+                });
+            }
+        });
+        address
+    }
+
+    /// A server that writes this, and then that for as long as it is read.
+    fn flood(first: &'static str, again: &str) -> SocketAddr {
+        let again = again.repeat(10_000);
+        server(move |mut stream| {
+            let _ = stream.write_all(first.as_bytes());
+            while stream.write_all(again.as_bytes()).is_ok() {}
+        })
+    }
+
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_flood_ends_at_a_limit() {
+        let lag = LagMonitor::open().expect("a timer");
+        for (first, again, limit) in [
+            ("", "HTTP/1.1 100 Continue\r\n\r\n", Exceeded::Interim),
+            ("", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", Exceeded::Interim),
+            (CHUNKED, "1\r\nx\r\n", Exceeded::Pieces),
+        ] {
+            let (response, _) = ask(&lag, flood(first, again)).await;
+            let StepError(kind, reason) = response.expect_err("a flood");
+            assert_eq!((kind, reason), (FailureKind::TooLarge, limit.to_string()));
+        }
+    }
+
+    /// Four servers that flood, and one task that wants to run every millisecond: how late is it?
+    #[test]
+    fn a_flood_leaves_the_thread_to_others() {
+        let floods = [
+            flood("", "HTTP/1.1 100 Continue\r\n\r\n"),
+            flood(CHUNKED, "1\r\nx\r\n"),
+            flood(CHUNKED, "1;extension\r\nx\r\n"),
+            flood("HTTP/1.1 200 OK\r\n\r\n", "some text"),
+        ];
+        let good = server(|mut stream| {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        });
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        runtime.expect("a runtime").block_on(async move {
+            let lag = Arc::new(LagMonitor::open().expect("a timer"));
+            let flooded: Vec<_> = floods
+                .into_iter()
+                .map(|address| {
+                    let lag = Arc::clone(&lag);
+                    tokio::spawn(async move {
+                        loop {
+                            let _ = ask(&lag, address).await;
+                        }
+                    })
+                })
+                .collect();
+            let measured = tokio::spawn(async move {
+                let mut waits = vec![];
+                for _ in 0..50 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    let start = Instant::now();
+                    let (response, timings) = ask(&lag, good).await;
+                    assert!(response.is_ok());
+                    waits.push((
+                        timings.wait.unwrap_or_default(),
+                        timings.host_delay,
+                        timings.degraded,
+                        start.elapsed(),
+                    ));
+                }
+                waits
+            });
+            let mut waits = measured.await.expect("measured");
+            flooded.iter().for_each(tokio::task::JoinHandle::abort);
+            waits.sort();
+            println!("{waits:?}");
+            for (wait, delay, degraded, total) in &waits {
+                let right = *wait < Duration::from_millis(5);
+                assert!(right || *degraded, "{wait:?} of {total:?}, {delay:?} by this host, and nothing said");
+            }
+        });
+    }
+
+    #[tokio::test]
+    async fn what_a_server_says_by_the_way_is_passed_over() {
+        let lag = LagMonitor::open().expect("a timer");
+        let address = server(|mut stream| {
+            let hints = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(limits::INTERIM);
+            let _ = stream.write_all(hints.as_bytes());
+            let _ = stream.write_all(b"HTTP/1.1 200 Fine\r\nContent-Length: 2\r\n\r\nok");
+        });
+        let (response, _) = ask(&lag, address).await;
+        let response = response.map_err(|step| step.1).expect("a response");
+        assert_eq!((response.status, response.reason.as_str(), response.body.transferred), (200, "Fine", 2));
+    }
 }

@@ -7,11 +7,14 @@ use bytes::Buf;
 use h3::error::{ConnectionError, StreamError};
 
 use super::{
-    FailureKind, HEADER_BYTES, Marks, Request, Response, Step, Version, absolute, alongside, body, bounded, h3_target,
-    message,
+    BodyReader, Exceeded, FailureKind, HEADER_BYTES, Request, Response, StepError, Timeline, Version, absolute,
+    alongside, check_headers, h3_target, message,
 };
 use crate::policy::Permitted;
 use crate::tls::{Tls, quic};
+
+/// h3 says that a body ended when it comes to an empty DATA frame, and again whenever it is asked after the end.
+const EMPTY_FRAMES: u32 = 32;
 
 pub async fn exchange(
     tls: &Tls,
@@ -19,17 +22,17 @@ pub async fn exchange(
     port: u16,
     host: &str,
     request: &Request,
-    marks: &Arc<Marks>,
-) -> Result<Response, Step> {
+    timeline: &Arc<Timeline>,
+) -> Result<Response, StepError> {
     if request.url.scheme() != "https" {
-        return Err(Step(FailureKind::Invalid, "HTTP/3 needs an https URL".into()));
+        return Err(StepError(FailureKind::Invalid, "HTTP/3 needs an https URL".into()));
     }
     let target = h3_target(open)?;
     let remote = SocketAddr::new(target.address(), port);
-    marks.trying(remote);
-    let (endpoint, connection, facts) = quic(tls, target, port, host, "h3", request.verify_tls).await?;
-    marks.connected(remote);
-    marks.known_tls(facts.clone());
+    timeline.connecting(remote);
+    let (endpoint, connection, details) = quic(tls, target, port, host, "h3", request.verify_tls).await?;
+    timeline.connected(remote);
+    timeline.negotiated(details.clone());
     let (mut driver, mut sender) = h3::client::builder()
         .max_field_section_size(HEADER_BYTES as u64)
         .build::<_, _, bytes::Bytes>(h3_quinn::Connection::new(connection))
@@ -37,37 +40,52 @@ pub async fn exchange(
         .map_err(|error: ConnectionError| receive(&error))?;
     let (head, ()) = message(request, absolute(&request.url)?, http::Version::HTTP_3).map(|_| ()).into_parts();
     let work = async {
-        marks.asking();
-        let asked = http::Request::from_parts(head, ());
-        let mut stream = sender.send_request(asked).await.map_err(|error: StreamError| receive(&error))?;
+        timeline.request_started();
+        let head = http::Request::from_parts(head, ());
+        let mut stream = sender.send_request(head).await.map_err(|error: StreamError| receive(&error))?;
         if let Some(data) = &request.body {
             stream.send_data(data.clone()).await.map_err(|error| receive(&error))?;
         }
         stream.finish().await.map_err(|error| receive(&error))?;
-        marks.sent();
-        let response = stream.recv_response().await.map_err(|error| receive(&error))?;
-        marks.answering_now();
+        timeline.request_ended();
+        // h3 gives interim responses like final ones.
+        let response = loop {
+            let response = stream.recv_response().await.map_err(|error| stream_error(&error))?;
+            if !response.status().is_informational() {
+                break response;
+            }
+            timeline.interim_response(response.headers());
+            if let Some(exceeded) = timeline.exceeded() {
+                return Err(exceeded.into());
+            }
+        };
+        timeline.response_started_now();
         let (head, ()) = response.into_parts();
-        bounded(&head.headers)?;
-        let mut taking = body::Taking::new(&head.headers, request.keep_body);
-        while let Some(mut data) = stream.recv_data().await.map_err(|error| receive(&error))? {
+        check_headers(&head.headers)?;
+        let mut body = BodyReader::new(&head.headers, request.keep_body);
+        let mut empty = 0;
+        while empty < EMPTY_FRAMES {
+            let Some(mut data) = stream.recv_data().await.map_err(|error| stream_error(&error))? else {
+                empty += 1;
+                continue;
+            };
+            empty = 0;
             while data.has_remaining() {
                 let piece = data.chunk().len();
-                taking.add(data.chunk()).await?;
+                body.add(data.chunk()).await?;
                 data.advance(piece);
             }
         }
-        marks.finished();
+        timeline.response_ended();
         Ok(Response {
             status: head.status.as_u16(),
-            // HTTP/3 has no reason phrase (RFC 9114).
             reason: String::new(),
             version: Version::Http3,
             headers: head.headers,
             remote,
-            timings: marks.timings(),
-            tls: Some(facts),
-            body: taking.end().await,
+            timings: timeline.timings(),
+            tls: Some(details),
+            body: body.end().await,
         })
     };
     let done = alongside(std::future::poll_fn(|cx| driver.poll_close(cx)), work).await;
@@ -75,6 +93,13 @@ pub async fn exchange(
     done
 }
 
-fn receive(error: &dyn std::fmt::Display) -> Step {
-    Step(FailureKind::Receive, format!("Failure when receiving data from the peer: {error}"))
+fn stream_error(error: &StreamError) -> StepError {
+    match error {
+        StreamError::HeaderTooBig { .. } => Exceeded::Headers.into(),
+        other => receive(other),
+    }
+}
+
+fn receive(error: &dyn std::fmt::Display) -> StepError {
+    StepError(FailureKind::Receive, format!("Failure when receiving data from the peer: {error}"))
 }

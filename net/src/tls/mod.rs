@@ -27,7 +27,7 @@ pub struct Tls {
     pub anchors: String,
 }
 
-/// One certificate in words.
+/// One certificate, as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     pub subject: String,
@@ -39,9 +39,9 @@ pub struct Certificate {
     pub sha256: String,
 }
 
-/// What a handshake came to.
+/// What a handshake negotiated, and who the server is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct TlsDetails {
     pub version: Option<String>,
     pub cipher: Option<String>,
     pub alpn: Option<String>,
@@ -71,28 +71,33 @@ impl Tls {
         Ok(Self { provider, verifier, anchors })
     }
 
-    /// A configuration for one connection, and the witness of its handshake. With `verify` false a certificate that
-    /// does not verify is used all the same; the witness says so.
+    /// A configuration for one connection, and the verifier of its handshake. With `verify` false a certificate that
+    /// does not verify is used all the same; the verifier says so.
     ///
     /// # Errors
     /// When the cryptography does not fit, which is a mistake in this program.
-    pub fn client(&self, alpn: &[&str], verify: bool) -> Result<(ClientConfig, Arc<Witness>), rustls::Error> {
-        let witness = Arc::new(Witness { verifier: Arc::clone(&self.verifier), verify, seen: Mutex::default() });
+    pub fn client(
+        &self,
+        alpn: &[&str],
+        verify: bool,
+    ) -> Result<(ClientConfig, Arc<CertificateVerifier>), rustls::Error> {
+        let verifier =
+            Arc::new(CertificateVerifier { inner: Arc::clone(&self.verifier), verify, seen: Mutex::default() });
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::clone(&witness) as Arc<dyn ServerCertVerifier>)
+            .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         // Every test makes its own, whole handshake.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok((config, witness))
+        Ok((config, verifier))
     }
 }
 
-/// Sees the server's certificates and the verdict on them, whether or not the connection is made.
-pub struct Witness {
-    verifier: Arc<WebPkiServerVerifier>,
+/// Records the server's certificates and whether they verify, whether or not the connection is made.
+pub struct CertificateVerifier {
+    inner: Arc<WebPkiServerVerifier>,
     verify: bool,
     seen: Mutex<Seen>,
 }
@@ -100,26 +105,26 @@ pub struct Witness {
 #[derive(Default)]
 struct Seen {
     chain: Vec<CertificateDer<'static>>,
-    verdict: Option<Result<(), String>>,
+    verification: Option<Result<(), String>>,
 }
 
-impl fmt::Debug for Witness {
+impl fmt::Debug for CertificateVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Witness")
+        f.write_str("CertificateVerifier")
     }
 }
 
-impl Witness {
+impl CertificateVerifier {
     /// None before the server's certificates came.
     #[must_use]
-    pub fn facts(&self) -> Option<Facts> {
+    pub fn details(&self) -> Option<TlsDetails> {
         let seen = self.seen.lock();
-        let verdict = seen.verdict.as_ref()?;
-        Some(Facts {
-            verified: verdict.is_ok(),
-            verify_error: verdict.as_ref().err().cloned(),
-            chain: seen.chain.iter().map(describe).collect(),
-            ..Facts::default()
+        let verification = seen.verification.as_ref()?;
+        Some(TlsDetails {
+            verified: verification.is_ok(),
+            verify_error: verification.as_ref().err().cloned(),
+            chain: seen.chain.iter().map(certificate).collect(),
+            ..TlsDetails::default()
         })
     }
 
@@ -129,11 +134,11 @@ impl Witness {
         if !self.verify {
             return None;
         }
-        self.seen.lock().verdict.as_ref().and_then(|verdict| verdict.as_ref().err().cloned())
+        self.seen.lock().verification.as_ref().and_then(|verification| verification.as_ref().err().cloned())
     }
 }
 
-impl ServerCertVerifier for Witness {
+impl ServerCertVerifier for CertificateVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -142,12 +147,13 @@ impl ServerCertVerifier for Witness {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict = self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verification = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         let mut seen = self.seen.lock();
         let chain = std::iter::once(end_entity).chain(intermediates);
         seen.chain = chain.take(CHAIN).map(|der| der.clone().into_owned()).collect();
-        seen.verdict = Some(verdict.as_ref().map(|_| ()).map_err(|error| in_words(error, end_entity)));
-        if self.verify { verdict } else { Ok(ServerCertVerified::assertion()) }
+        seen.verification =
+            Some(verification.as_ref().map(|_| ()).map_err(|error| verify_error_text(error, end_entity)));
+        if self.verify { verification } else { Ok(ServerCertVerified::assertion()) }
     }
 
     fn verify_tls12_signature(
@@ -156,7 +162,7 @@ impl ServerCertVerifier for Witness {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls12_signature(message, cert, dss)
+        self.inner.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -165,15 +171,15 @@ impl ServerCertVerifier for Witness {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls13_signature(message, cert, dss)
+        self.inner.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+        self.inner.supported_verify_schemes()
     }
 }
 
-fn in_words(error: &rustls::Error, certificate: &CertificateDer<'_>) -> String {
+fn verify_error_text(error: &rustls::Error, certificate: &CertificateDer<'_>) -> String {
     let rustls::Error::InvalidCertificate(error) = error else { return error.to_string() };
     let self_signed = || X509Certificate::from_der(certificate).is_ok_and(|(_, c)| c.subject() == c.issuer());
     match error {
@@ -197,19 +203,19 @@ fn in_words(error: &rustls::Error, certificate: &CertificateDer<'_>) -> String {
 
 /// What a finished handshake negotiated.
 #[must_use]
-pub fn negotiated(connection: &rustls::ClientConnection, facts: Facts) -> Facts {
-    Facts {
+pub fn negotiated(connection: &rustls::ClientConnection, details: TlsDetails) -> TlsDetails {
+    TlsDetails {
         version: connection.protocol_version().and_then(|v| v.as_str()).map(|v| v.replace("TLSv1_", "TLSv1.")),
         cipher: connection
             .negotiated_cipher_suite()
             .and_then(|s| s.suite().as_str())
             .map(|s| s.replacen("TLS13_", "TLS_", 1)),
         alpn: connection.alpn_protocol().map(|p| String::from_utf8_lossy(p).into_owned()),
-        ..facts
+        ..details
     }
 }
 
-fn describe(der: &CertificateDer<'_>) -> Certificate {
+fn certificate(der: &CertificateDer<'_>) -> Certificate {
     let sha256 = hex::encode(Sha256::digest(der));
     let Ok((_, certificate)) = X509Certificate::from_der(der) else {
         let unreadable = || "unreadable".to_owned();
@@ -229,7 +235,7 @@ fn describe(der: &CertificateDer<'_>) -> Certificate {
     Certificate {
         subject: certificate.subject().to_string(),
         issuer: certificate.issuer().to_string(),
-        alternative_names: names.into_iter().flatten().take(256).filter_map(name_in_words).collect(),
+        alternative_names: names.into_iter().flatten().take(256).filter_map(alternative_name).collect(),
         not_before: time(certificate.validity().not_before.timestamp()),
         not_after: time(certificate.validity().not_after.timestamp()),
         serial: hex::encode(certificate.raw_serial()),
@@ -237,7 +243,7 @@ fn describe(der: &CertificateDer<'_>) -> Certificate {
     }
 }
 
-fn name_in_words(name: &GeneralName<'_>) -> Option<String> {
+fn alternative_name(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(name) => Some(format!("DNS:{name}")),
         GeneralName::IPAddress(bytes) => {
@@ -274,9 +280,9 @@ pub async fn quic(
     server_name: &str,
     alpn: &str,
     verify: bool,
-) -> Result<(quinn::Endpoint, quinn::Connection, Facts), QuicError> {
+) -> Result<(quinn::Endpoint, quinn::Connection, TlsDetails), QuicError> {
     let handshake = |error: &dyn fmt::Display| QuicError::Handshake(error.to_string());
-    let (config, witness) = tls.client(&[alpn], verify).map_err(|e| handshake(&e))?;
+    let (config, verifier) = tls.client(&[alpn], verify).map_err(|e| handshake(&e))?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(|e| handshake(&e))?;
     let local: SocketAddr =
         if target.address().is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
@@ -290,15 +296,15 @@ pub async fn quic(
                 .handshake_data()
                 .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
                 .and_then(|data| data.protocol.map(|p| String::from_utf8_lossy(&p).into_owned()));
-            let facts = Facts {
+            let details = TlsDetails {
                 // QUIC is TLS 1.3 by definition (RFC 9001); quinn does not say which cipher it uses.
                 version: Some("TLSv1.3".into()),
                 alpn,
-                ..witness.facts().unwrap_or_default()
+                ..verifier.details().unwrap_or_default()
             };
-            Ok((endpoint, connection, facts))
+            Ok((endpoint, connection, details))
         }
-        Err(error) => Err(match witness.refusal() {
+        Err(error) => Err(match verifier.refusal() {
             Some(refusal) => QuicError::Certificate(refusal),
             None => match error {
                 quinn::ConnectionError::TransportError(error) => handshake(&error),

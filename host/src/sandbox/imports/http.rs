@@ -115,7 +115,7 @@ impl wit::http::Host for RunState {
         let url = request.url.clone();
         let exchange = async move {
             let net = &services.net;
-            engine::exchange(&net.resolver, &net.tls, &services.policy, request).await
+            engine::exchange(&net.resolver, &net.tls, &services.policy, &net.lag, request).await
         };
         let exchanged = self.on_io(exchange).await?;
         let response = match exchanged {
@@ -187,13 +187,15 @@ impl From<&Timings> for wit::http::Timings {
             wait: timings.wait.map(ns),
             download: timings.download.map(ns),
             total: ns(timings.total),
+            host_delay: ns(timings.host_delay),
+            degraded: timings.degraded.then(|| "host_scheduling_delay".to_owned()),
         }
     }
 }
 
-impl From<tls::Facts> for TlsDetails {
-    fn from(facts: tls::Facts) -> Self {
-        let chain = facts.chain.into_iter().map(|c| Certificate {
+impl From<tls::TlsDetails> for TlsDetails {
+    fn from(details: tls::TlsDetails) -> Self {
+        let chain = details.chain.into_iter().map(|c| Certificate {
             subject: c.subject,
             issuer: c.issuer,
             alternative_names: c.alternative_names,
@@ -203,11 +205,11 @@ impl From<tls::Facts> for TlsDetails {
             sha256: c.sha256,
         });
         Self {
-            version: facts.version,
-            cipher: facts.cipher,
-            alpn: facts.alpn,
-            verified: facts.verified,
-            verify_error: facts.verify_error,
+            version: details.version,
+            cipher: details.cipher,
+            alpn: details.alpn,
+            verified: details.verified,
+            verify_error: details.verify_error,
             chain: chain.collect(),
         }
     }

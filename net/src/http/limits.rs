@@ -1,0 +1,212 @@
+//! What a server may answer. Everything here is pure: it counts and says no.
+
+use http::HeaderMap;
+
+pub const HEADERS: usize = 100;
+pub const HEADER_BYTES: usize = 64 << 10;
+/// Of the body as it is transferred.
+pub const BODY_BYTES: u64 = 64 << 20;
+/// Of the body after content decoding.
+pub const DECODED_BYTES: u64 = 10 << 20;
+/// Interim responses (1xx) before the final one. 102 Processing is sent every 20 seconds, 103 Early Hints once or twice.
+pub const INTERIM: usize = 32;
+/// Pieces of the body (chunks of HTTP/1, DATA frames), besides one for each 256 bytes. Each costs the client as much as
+/// a full one.
+pub const PIECES: u64 = 65_536;
+const PIECE_BYTES: u64 = 256;
+/// Frames of HTTP/2 that control the connection, besides one for each 4 KiB of the body: some servers measure the
+/// bandwidth with a PING for each window.
+pub const CONTROL_FRAMES: u64 = 1024;
+const CONTROL_BYTES: u64 = 4096;
+/// HEADERS and CONTINUATION frames: interim responses, head and trailers.
+pub const HEADER_FRAMES: u64 = 128;
+
+/// The limit that was passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Exceeded {
+    #[error("response headers pass {} KiB or {HEADERS} fields", HEADER_BYTES >> 10)]
+    Headers,
+    #[error("the body passes {} MiB", BODY_BYTES >> 20)]
+    Body,
+    #[error("more than {INTERIM} interim responses (1xx)")]
+    Interim,
+    #[error("the body comes in more than {PIECES} pieces of less than {PIECE_BYTES} bytes")]
+    Pieces,
+    #[error("more than {CONTROL_FRAMES} HTTP/2 frames that carry neither headers nor a body")]
+    ControlFrames,
+    #[error("more than {HEADER_FRAMES} HTTP/2 frames of headers")]
+    HeaderFrames,
+}
+
+/// Codecs stop at about these bounds, each in its own way; this is the exact one.
+///
+/// # Errors
+/// When there are too many, or they are too long.
+pub fn check_headers(headers: &HeaderMap) -> Result<(), Exceeded> {
+    if header_bytes(headers) > HEADER_BYTES || headers.len() > HEADERS { Err(Exceeded::Headers) } else { Ok(()) }
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+}
+
+/// Interim responses of HTTP/1 and 3.
+#[derive(Debug, Default)]
+pub struct Interim {
+    count: usize,
+    bytes: usize,
+}
+
+impl Interim {
+    /// # Errors
+    /// When there are too many, or their headers are too long together.
+    pub fn add(&mut self, headers: &HeaderMap) -> Result<(), Exceeded> {
+        self.count += 1;
+        self.bytes += header_bytes(headers);
+        if self.bytes > HEADER_BYTES {
+            return Err(Exceeded::Headers);
+        }
+        if self.count > INTERIM { Err(Exceeded::Interim) } else { Ok(()) }
+    }
+}
+
+/// Pieces of a body.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    count: u64,
+    pub bytes: u64,
+}
+
+impl Pieces {
+    /// # Errors
+    /// When the body is too long, or comes in too many pieces.
+    pub fn add(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        self.count += 1;
+        self.bytes += bytes as u64;
+        if self.bytes > BODY_BYTES {
+            return Err(Exceeded::Body);
+        }
+        if self.count > PIECES + self.bytes / PIECE_BYTES { Err(Exceeded::Pieces) } else { Ok(()) }
+    }
+}
+
+/// Frames of an HTTP/2 connection (RFC 9113, section 4.1), counted as their bytes come. h2 handles as many as a server
+/// sends.
+#[derive(Debug, Default)]
+pub struct Frames {
+    /// Of the frame header.
+    header: [u8; 9],
+    have: usize,
+    /// Bytes of the payload that are still to come.
+    payload: usize,
+    data: Pieces,
+    control: u64,
+    headers: u64,
+}
+
+const DATA: u8 = 0;
+const HEADERS_FRAME: u8 = 1;
+const PUSH_PROMISE: u8 = 5;
+const CONTINUATION: u8 = 9;
+
+impl Frames {
+    /// # Errors
+    /// When there are too many frames.
+    pub fn add(&mut self, mut bytes: &[u8]) -> Result<(), Exceeded> {
+        while !bytes.is_empty() {
+            let payload = self.payload.min(bytes.len());
+            self.payload -= payload;
+            bytes = &bytes[payload..];
+            let header = (self.header.len() - self.have).min(bytes.len());
+            self.header[self.have..self.have + header].copy_from_slice(&bytes[..header]);
+            self.have += header;
+            bytes = &bytes[header..];
+            if self.have == self.header.len() {
+                self.have = 0;
+                self.count()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self) -> Result<(), Exceeded> {
+        let [a, b, c, kind, ..] = self.header;
+        self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        match kind {
+            // The body's own limit is that of the stream; there may be data of others.
+            DATA => match self.data.add(self.payload) {
+                Ok(()) | Err(Exceeded::Body) => Ok(()),
+                Err(exceeded) => Err(exceeded),
+            },
+            HEADERS_FRAME | PUSH_PROMISE | CONTINUATION => {
+                self.headers += 1;
+                if self.headers > HEADER_FRAMES { Err(Exceeded::HeaderFrames) } else { Ok(()) }
+            }
+            _ => {
+                self.control += 1;
+                let most = CONTROL_FRAMES + self.data.bytes / CONTROL_BYTES;
+                if self.control > most { Err(Exceeded::ControlFrames) } else { Ok(()) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, length: usize) -> Vec<u8> {
+        let mut frame = u32::try_from(length).expect("short").to_be_bytes()[1..].to_vec();
+        frame.extend([kind, 0, 0, 0, 0, 1]);
+        frame.resize(9 + length, 0x55);
+        frame
+    }
+
+    /// How many of these frames are taken.
+    fn taken(frame: &[u8], most: usize) -> (usize, Option<Exceeded>) {
+        let mut frames = Frames::default();
+        for count in 0..most {
+            if let Err(exceeded) = frames.add(frame) {
+                return (count, Some(exceeded));
+            }
+        }
+        (most, None)
+    }
+
+    #[test]
+    fn every_kind_of_frame_has_its_limit() {
+        let pieces = usize::try_from(PIECES).expect("a number");
+        assert_eq!(taken(&frame(DATA, 0), 1_000_000), (pieces, Some(Exceeded::Pieces)));
+        assert_eq!(taken(&frame(DATA, 256), 1_000_000), (1_000_000, None), "frames of a body as bodies are");
+        for kind in [2, 3, 4, 6, 7, 8, 0x77] {
+            assert_eq!(taken(&frame(kind, 8), 1_000_000), (1024, Some(Exceeded::ControlFrames)), "{kind}");
+        }
+        for kind in [HEADERS_FRAME, PUSH_PROMISE, CONTINUATION] {
+            assert_eq!(taken(&frame(kind, 5), 1_000_000), (128, Some(Exceeded::HeaderFrames)), "{kind}");
+        }
+        let ping_for_each_window = [frame(DATA, 16_384), frame(6, 8)].concat();
+        assert_eq!(taken(&ping_for_each_window, 4096), (4096, None));
+    }
+
+    #[test]
+    fn frames_are_the_same_however_their_bytes_come() {
+        let bytes: Vec<u8> = (0..2000).flat_map(|n| frame(if n % 3 == 0 { 6 } else { DATA }, n % 40)).collect();
+        for size in [1, 2, 8, 9, 10, 1000, bytes.len()] {
+            let mut frames = Frames::default();
+            for part in bytes.chunks(size) {
+                frames.add(part).expect("within limits");
+            }
+            assert_eq!((frames.control, frames.data.count, frames.payload, frames.have), (667, 1333, 0, 0), "{size}");
+        }
+    }
+
+    #[test]
+    fn interim_responses_are_few_and_short() {
+        let mut headers = HeaderMap::new();
+        let mut interim = Interim::default();
+        assert_eq!((0..100).position(|_| interim.add(&headers).is_err()), Some(INTERIM));
+        headers.insert("link", "x".repeat(10_000).parse().expect("a value"));
+        let mut interim = Interim::default();
+        assert_eq!((0..100).find_map(|_| interim.add(&headers).err()), Some(Exceeded::Headers));
+    }
+}
