@@ -3,6 +3,7 @@
 //! - `api`      every route and every error row of the contract, receipts, waiting, cancelling, signals
 //! - `asn`      the ASN database of a running server, and how it is fetched
 //! - `cli`      the command line and the settings
+//! - `docs`     settings, options, links and commands of the documentation
 //! - `events`   what watchers of a receipt are told
 //! - `operator` counters, OpenAPI, and an independent tool that tries it
 //! - `hardening` TLS, rates, access log, capabilities
@@ -19,6 +20,7 @@
 mod api;
 mod asn;
 mod cli;
+mod docs;
 mod events;
 mod hardening;
 mod lab;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         api::trials(),
         asn::trials(),
         cli::trials(),
+        docs::trials(),
         events::trials(),
         operator::trials(),
         hardening::trials(),

@@ -12,6 +12,7 @@ mod ping;
 mod policy;
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 
@@ -19,11 +20,11 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::support::lab::Lab;
-use crate::support::root;
-use crate::trials;
+use crate::support::{plugins, root, scouter};
+use crate::{docs, trials};
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
-    let mut all = trials!("lab", lab => the_first_readme_s_own_example);
+    let mut all = trials!("lab", lab => the_first_readme_s_own_example, every_documented_example_runs);
     all.extend(ping::trials(lab));
     all.extend(dns::trials(lab));
     all.extend(http::trials(lab));
@@ -62,6 +63,26 @@ fn the_first_readme_s_own_example(lab: &Lab) {
         json!([{"rrname": "www.lab.test.", "type": "A", "rclass": "IN", "ttl": 60, "rdlen": 4, "rdata": "10.77.0.2"}]);
     assert_eq!(dns["result"]["answer"], answer);
     assert_eq!(dns["result"]["question"], json!({"qname": "www.lab.test.", "qtype": "A", "qclass": "IN"}));
+}
+
+/// The commands of docs/tests.md, with the lab's names in the place of the Internet's.
+fn every_documented_example_runs(lab: &Lab) {
+    let commands = docs::commands(&docs::page("docs/tests.md"));
+    let examples: Vec<&str> =
+        commands.iter().filter_map(|command| command.strip_prefix("target/release/scouter ")).collect();
+    assert_eq!(examples.len(), 6, "{commands:?}");
+    for example in examples {
+        let here = example
+            .replace("https://example.com", "https://www.lab.test")
+            .replace("example.com", "lab.test")
+            .replace("192.0.2.53", "10.77.0.2");
+        let mut command = lab.probe.command(scouter());
+        command.args(here.split(' ')).env("SCOUTER_PLUGIN_DIR", plugins()).env("SSL_CERT_FILE", lab.path("ca.pem"));
+        command.env("SCOUTER_CACHE_DIR", Path::new(scouter()).with_file_name("plugin-cache"));
+        let output = command.env("SCOUTER_TARGETS_ALLOW", "10.77.0.0/24,fd77::/64").output().expect("runs");
+        let test: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{here}: {output:?}"));
+        assert_eq!((output.status.code(), &test["failed"]), (Some(0), &json!(false)), "{here}: {test}");
+    }
 }
 
 /// A script of the tests' own in the target's namespace, which prints what it serves and on which ports. It ends with its
