@@ -95,6 +95,7 @@ fn a_wrong_setting_names_variable_value_and_what_is_allowed() {
         ("SCOUTER_LISTEN", "localhost", "invalid IP address"),
         ("SCOUTER_TARGETS_ALLOW", "10.0.0.0/33", "neither an address, a CIDR block, a name"),
         ("SCOUTER_TARGETS_DENY", "8.8.8.8,,", "neither an address, a CIDR block, a name"),
+        ("SCOUTER_TARGETS_DENY", "::ffff:10.0.0.0/95", "write the IPv4 block"),
         ("SCOUTER_LOG_FORMAT", "xml", "text, json"),
     ] {
         let output = scouter(&["serve"], &[secret, (name, value)]);

@@ -8,7 +8,6 @@ use scouter::api::Auth;
 use scouter::metrics::Metrics;
 use scouter::sandbox::{Plugins, Progress};
 use scouter::services::Services;
-use scouter_net::address::SystemConfig;
 use scouter_net::policy::Policy;
 use scouter_net::{Net, browser};
 use serde_json::{Value, json};
@@ -45,7 +44,7 @@ pub fn sandbox(_: &Lab) {
         let browsers = browser::Config { ports: 9001..=9001, ttl: Duration::from_mins(5), idle: Duration::ZERO };
         let services = Arc::new(Services {
             io: tokio::runtime::Handle::current(),
-            net: Net::open(SystemConfig::default(), &Policy::default(), None, browsers).expect("engines"),
+            net: Net::open(Arc::default(), &Policy::default(), None, browsers).expect("engines"),
             policy: Policy::default(),
             metrics: Metrics::default(),
         });

@@ -6,6 +6,8 @@
 pub mod policy;
 /// Linux capabilities: raised, used, dropped.
 pub mod privilege;
+/// This host's addresses, name servers and hosts file, as they are now.
+pub mod system;
 
 /// Names to permitted, ordered addresses, and connections to them.
 pub mod address;
@@ -25,6 +27,8 @@ pub mod trace;
 /// How late the I/O threads serve a socket that is ready.
 pub mod lag;
 mod metered;
+/// Domain names as they go on the wire.
+pub mod name;
 /// Errors of the operating system.
 pub mod os_error;
 /// Wire formats and sockets.
@@ -38,9 +42,9 @@ pub mod tls;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use address::SystemConfig;
 use anyhow::Context;
 use policy::Policy;
+use system::System;
 
 /// Which addresses of a name are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,13 +71,13 @@ impl Net {
     /// # Errors
     /// When there are no usable trust anchors.
     pub fn open(
-        config: SystemConfig,
+        system: Arc<System>,
         policy: &Policy,
         asn_file: Option<PathBuf>,
         browsers: browser::Config,
     ) -> anyhow::Result<Self> {
         let ping = ping::Ping::open();
-        let resolver = Arc::new(address::Resolver::new(config, policy));
+        let resolver = Arc::new(address::Resolver::new(system, policy.clone()));
         Ok(Self {
             trace: trace::Traces::open(&ping.receivers()),
             ping,

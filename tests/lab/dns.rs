@@ -1,13 +1,16 @@
 //! `dns_lookup` against nsd, unbound and aioquic, beside dig; and against a server that misbehaves.
 
-use std::net::UdpSocket;
+use std::collections::HashSet;
+use std::net::{SocketAddrV6, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use super::number;
+use super::policy::with_resolv_conf;
 use crate::support::lab::Lab;
 use crate::support::server::Server;
 use crate::trials;
@@ -23,6 +26,11 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         only_the_answer_to_the_question_is_taken,
         malformed_answers_are_errors,
         names_are_looked_up_as_resolv_conf_and_hosts_say,
+        a_lost_question_is_asked_again_as_often_as_configured,
+        no_family_holds_up_the_other,
+        rotation_spreads_lookups_over_the_name_servers,
+        a_changed_resolv_conf_is_followed,
+        a_link_local_name_server_is_asked_on_its_interface,
     )
 }
 
@@ -217,7 +225,11 @@ fn name_servers_are_tried_in_order(lab: &Lab) {
 }
 
 /// A name server of the test's own in the target's namespace: answers each question with what `answer` makes of it.
-fn name_server(lab: &Lab, address: &str, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) {
+fn name_server(
+    lab: &Lab,
+    address: impl ToSocketAddrs + Send,
+    mut answer: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
+) {
     let socket = lab.target.inside(|| UdpSocket::bind(address).expect("bound"));
     socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
     std::thread::spawn(move || {
@@ -241,7 +253,7 @@ fn with_address(question: &[u8], last: u8) -> Vec<u8> {
 
 fn only_the_answer_to_the_question_is_taken(lab: &Lab) {
     let server = lab.server(&[]);
-    name_server(lab, "10.77.0.6:53", |question| {
+    name_server(lab, "10.77.0.28:53", |question| {
         let mut wrong_id = with_address(question, 66);
         wrong_id[1] ^= 1;
         let mut wrong_name = with_address(question, 67);
@@ -259,14 +271,14 @@ fn only_the_answer_to_the_question_is_taken(lab: &Lab) {
         ]
     });
     for _ in 0..20 {
-        let result = lookup(&server, json!({"qname": "www.lab.test", "ns": "10.77.0.6"}));
+        let result = lookup(&server, json!({"qname": "www.lab.test", "ns": "10.77.0.28"}));
         assert_eq!(result["answer"][0]["rdata"], "10.0.0.1", "{result}");
     }
 }
 
 fn malformed_answers_are_errors(lab: &Lab) {
     let server = lab.server(&[]);
-    name_server(lab, "10.77.0.7:53", |question| {
+    name_server(lab, "10.77.0.29:53", |question| {
         let name = question[13];
         let mut reply = with_address(question, 1);
         let end = reply.len();
@@ -286,7 +298,7 @@ fn malformed_answers_are_errors(lab: &Lab) {
     });
     for name in ["a", "b", "c", "d"] {
         let started = Instant::now();
-        let test = server.test("dns_lookup", &json!({"qname": name, "ns": "10.77.0.7"}));
+        let test = server.test("dns_lookup", &json!({"qname": name, "ns": "10.77.0.29"}));
         assert!(test["message"].as_str().is_some_and(|m| m.contains("the answer is malformed")), "{name}: {test}");
         assert!(started.elapsed() < Duration::from_secs(2), "{name}");
     }
@@ -330,4 +342,132 @@ fn names_are_looked_up_as_resolv_conf_and_hosts_say(lab: &Lab) {
         }
     }
     assert_eq!(server.get("/api/v1.0/status").body["network"]["nameservers"], json!(["10.77.0.8", "10.77.0.2"]));
+}
+
+/// Is it a question for A records, rather than AAAA? Two bytes of class and the OPT record stand behind the type.
+fn wants_a(question: &[u8]) -> bool {
+    question[question.len() - 14] == 1
+}
+
+/// An answer with the address of that host in the lab, of the family that the question is for.
+fn with_lab_address(question: &[u8], host: u8) -> Vec<Vec<u8>> {
+    let mut reply = question[..question.len() - 11].to_vec();
+    reply[2] |= 0x80;
+    (reply[7], reply[11]) = (1, 0);
+    reply.extend([0xc0, 12, 0, if wants_a(question) { 1 } else { 28 }, 0, 1, 0, 0, 0, 60, 0]);
+    if wants_a(question) {
+        reply.extend([4, 10, 77, 0, host]);
+    } else {
+        reply.extend([16, 0xfd, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+    }
+    vec![reply]
+}
+
+/// A server of ours with this resolv.conf.
+fn resolving(lab: &Lab, name: &str, resolv_conf: &str) -> Server {
+    let path = lab.path(name);
+    std::fs::write(&path, resolv_conf).expect("written");
+    with_resolv_conf(lab, &path, &[])
+}
+
+fn a_lost_question_is_asked_again_as_often_as_configured(lab: &Lab) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let mut seen = HashSet::new();
+    // Silent when it hears a name and a type for the first time.
+    name_server(lab, "10.77.0.20:53", move |question| {
+        count.fetch_add(1, Ordering::Relaxed);
+        if seen.insert(question[12..].to_vec()) { vec![] } else { with_lab_address(question, 2) }
+    });
+    let server = resolving(lab, "lost.conf", "nameserver 10.77.0.20\noptions timeout:1 attempts:2\n");
+    for family in ["any", "4", "6"] {
+        let ping = server.test("ping", &json!({"dst": format!("lost{family}.example"), "family": family, "count": 1}));
+        assert_eq!(ping["failed"], json!(false), "{ping}");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 8, "two questions, each twice, and one, twice, twice");
+    let server = resolving(lab, "once.conf", "nameserver 10.77.0.20\noptions timeout:1 attempts:1\n");
+    let ping = server.test("ping", &json!({"dst": "once.example", "family": "4", "count": 1}));
+    assert_eq!(ping["message"], "Unable to resolve 'once.example': name server 10.77.0.20 did not answer.");
+    assert_eq!(asked.load(Ordering::Relaxed), 9);
+    // The defaults of resolv.conf(5), two attempts of 5 s, fit into the 5 s of a lookup.
+    let server = resolving(lab, "default.conf", "nameserver 10.77.0.20\n");
+    let ping = server.test("ping", &json!({"dst": "default.example", "family": "4", "count": 1}));
+    assert_eq!(ping["failed"], json!(false), "{ping}");
+    // Names of addresses too: the second question is answered, with an address and thus without a name.
+    let before = asked.load(Ordering::Relaxed);
+    let trace = server.test("traceroute", &json!({"dst": "10.77.0.3", "timeout_ms": 500}));
+    assert_eq!(trace["failed"], json!(false), "{trace}");
+    assert_eq!(asked.load(Ordering::Relaxed), before + 2, "{trace}");
+}
+
+fn no_family_holds_up_the_other(lab: &Lab) {
+    for (address, drops_a) in [("10.77.0.21", true), ("10.77.0.22", false)] {
+        name_server(lab, (address, 53), move |question| {
+            if wants_a(question) == drops_a { vec![] } else { with_lab_address(question, 2) }
+        });
+        let conf = format!("nameserver {address}\noptions timeout:2 attempts:2\n");
+        let server = resolving(lab, &format!("{address}.conf"), &conf);
+        let test = server.test("http_request", &json!({"url": "http://half.example/", "timeout_ms": 10000}));
+        assert_eq!(test["failed"], json!(false), "{test}");
+        let remote = if drops_a { "fd77::2" } else { "10.77.0.2" };
+        assert_eq!(test["result"]["remote_ip"], remote, "{test}");
+        let dns = number(&test["result"]["timings"]["dns"]);
+        assert!(dns < 1000.0, "the answer that does not come is not waited for: {test}");
+        // The family that is wanted has no answer, whatever is known of the other one.
+        let family = if drops_a { "4" } else { "6" };
+        let ping = server.test("ping", &json!({"dst": "half.example", "family": family, "count": 1}));
+        let message = format!("Unable to resolve 'half.example': name server {address} did not answer.");
+        assert_eq!(ping["message"], message.as_str());
+    }
+}
+
+fn rotation_spreads_lookups_over_the_name_servers(lab: &Lab) {
+    let counts: Vec<Arc<AtomicUsize>> = ["10.77.0.23", "10.77.0.24"]
+        .into_iter()
+        .map(|address| {
+            let asked = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&asked);
+            name_server(lab, (address, 53), move |question| {
+                count.fetch_add(1, Ordering::Relaxed);
+                with_lab_address(question, 2)
+            });
+            asked
+        })
+        .collect();
+    let servers = "nameserver 10.77.0.23\nnameserver 10.77.0.24\n";
+    for (options, shares) in [("", [10, 0]), ("options rotate\n", [5, 5])] {
+        let server = resolving(lab, "rotate.conf", &format!("{servers}{options}"));
+        for _ in 0..10 {
+            let ping = server.test("ping", &json!({"dst": "x.example", "family": "4", "count": 1}));
+            assert_eq!(ping["failed"], json!(false), "{ping}");
+        }
+        let asked: Vec<usize> = counts.iter().map(|count| count.swap(0, Ordering::Relaxed)).collect();
+        assert_eq!(asked, shares, "{options}");
+    }
+}
+
+fn a_changed_resolv_conf_is_followed(lab: &Lab) {
+    for (address, host) in [("10.77.0.25", 2), ("10.77.0.26", 3)] {
+        name_server(lab, (address, 53), move |question| with_lab_address(question, host));
+    }
+    let server = resolving(lab, "changing.conf", "nameserver 10.77.0.25\n");
+    let address =
+        || server.test("ping", &json!({"dst": "x.example", "family": "4", "count": 1}))["result"]["address"].clone();
+    assert_eq!(address(), "10.77.0.2");
+    std::fs::write(lab.path("changing.conf"), "nameserver 10.77.0.26\n").expect("written in place");
+    assert_eq!(address(), "10.77.0.3");
+    let lookup = lookup(&server, json!({"qname": "x.example"}));
+    assert_eq!(lookup["ns"], "10.77.0.26", "{lookup}");
+}
+
+fn a_link_local_name_server_is_asked_on_its_interface(lab: &Lab) {
+    let shown = lab.target.output("ip", &["-6", "-o", "addr", "show", "dev", "veth0", "scope", "link"]);
+    let address = shown.split_whitespace().nth(3).and_then(|net| net.split('/').next()).expect("an address");
+    let scope = lab.target.inside(|| nix::net::if_::if_nametoindex("veth0").expect("an index"));
+    let bound = SocketAddrV6::new(address.parse().expect("an address"), 53, 0, scope);
+    name_server(lab, bound, |question| with_lab_address(question, 4));
+    let server = resolving(lab, "link-local.conf", &format!("nameserver {address}%veth0\n"));
+    let ping = server.test("ping", &json!({"dst": "x.example", "family": "4", "count": 1}));
+    assert_eq!(ping["result"]["address"], "10.77.0.4", "{ping}");
+    assert_eq!(lookup(&server, json!({"qname": "x.example"}))["answer"][0]["rdata"], "10.77.0.4");
 }

@@ -1,6 +1,7 @@
 //! The target policy on the wire (threats 34–37): nothing reaches an address that is closed.
 
 use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,9 +9,9 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::support::lab::Lab;
-use crate::support::scouter;
+use crate::support::lab::{Lab, Namespace};
 use crate::support::server::Server;
+use crate::support::{scouter, until};
 use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
@@ -21,15 +22,23 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         proxies_of_the_environment_are_not_used,
         names_can_be_opened_and_closed,
         own_name_servers_may_always_be_asked,
+        name_servers_that_may_be_asked_follow_resolv_conf,
+        addresses_of_this_host_are_closed_as_long_as_it_has_them,
+        a_deny_block_of_mapped_addresses_is_an_ipv4_block,
+        a_rule_for_a_name_opens_neither_loopback_nor_metadata,
     )
 }
 
-/// Listens on the probe's own loopback, both families, and counts who comes.
+/// Listens on every address of the probe, loopback included, and counts who comes.
 pub fn watch_loopback(lab: &Lab) -> (u16, Arc<AtomicU64>) {
+    count_connections(&lab.probe)
+}
+
+fn count_connections(namespace: &Namespace) -> (u16, Arc<AtomicU64>) {
     let count = Arc::new(AtomicU64::new(0));
-    let v4 = lab.probe.inside(|| TcpListener::bind("0.0.0.0:0").expect("bound"));
+    let v4 = namespace.inside(|| TcpListener::bind("0.0.0.0:0").expect("bound"));
     let port = v4.local_addr().expect("an address").port();
-    let v6 = lab.probe.inside(|| {
+    let v6 = namespace.inside(|| {
         let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).expect("a socket");
         socket.set_only_v6(true).expect("set");
         socket.bind(&std::net::SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port)).into()).expect("bound");
@@ -195,10 +204,15 @@ pub fn rebinding(lab: &Lab, address: &str, settings: &[(&str, &str)]) -> (Server
     let answered = rebinding_name_server(lab, address);
     let resolv = lab.path(&format!("rebind-{address}.conf"));
     std::fs::write(&resolv, format!("nameserver {address}\n")).expect("written");
+    (with_resolv_conf(lab, &resolv, settings), answered)
+}
+
+/// A server in the probe's namespace for which this file is `/etc/resolv.conf`; writing to it changes that one.
+pub fn with_resolv_conf(lab: &Lab, resolv_conf: &Path, settings: &[(&str, &str)]) -> Server {
     let mut command = lab.probe.command("unshare");
-    let script = format!("mount --bind {} /etc/resolv.conf && exec {}", resolv.display(), scouter());
+    let script = format!("mount --bind {} /etc/resolv.conf && exec {}", resolv_conf.display(), scouter());
     command.args(["-m", "sh", "-c", &script]);
-    (lab.server_by(command, settings), answered)
+    lab.server_by(command, settings)
 }
 
 fn rebinding_name_server(lab: &Lab, address: &str) -> Arc<AtomicU64> {
@@ -300,4 +314,81 @@ fn own_name_servers_may_always_be_asked(lab: &Lab) {
     let web =
         server.test("dns_lookup", &json!({"qname": "www.lab.test", "ns": "10.77.0.2", "port": 80, "transport": "tcp"}));
     assert!(web["message"].as_str().is_some_and(|m| m.contains("is not allowed")), "its other ports are closed: {web}");
+}
+
+fn name_servers_that_may_be_asked_follow_resolv_conf(lab: &Lab) {
+    let resolv_conf = lab.path("policy-resolv.conf");
+    std::fs::write(&resolv_conf, "nameserver 10.77.0.2\n").expect("written");
+    let server = with_resolv_conf(lab, &resolv_conf, &[("SCOUTER_TARGETS_ALLOW", "192.0.2.0/24")]);
+    let asked = |ns: &str| server.test("dns_lookup", &json!({"qname": "www.lab.test", "ns": ns}));
+    let refused = |test: &Value| test["message"].as_str().is_some_and(|message| message.contains("is not allowed"));
+    assert_eq!(asked("10.77.0.2")["failed"], json!(false));
+    assert!(refused(&asked("10.77.0.4")));
+    std::fs::write(&resolv_conf, "nameserver 10.77.0.4\n").expect("written in place");
+    assert_eq!(asked("10.77.0.4")["failed"], json!(false));
+    assert!(refused(&asked("10.77.0.2")));
+    assert_eq!(server.get("/api/v1.0/status").body["network"]["nameservers"], json!(["10.77.0.4"]));
+}
+
+fn addresses_of_this_host_are_closed_as_long_as_it_has_them(lab: &Lab) {
+    // Global addresses, in a namespace that leads nowhere.
+    let own = Namespace::add(format!("scouter-{}-own", std::process::id()));
+    own.sh("ip addr add 9.9.9.1/32 dev lo; ip addr add 2a00:9::1/64 dev lo nodad");
+    let (port, count) = count_connections(&own);
+    let forms = ["9.9.9.1", "0x9090901", "[::ffff:9.9.9.1]", "[2a00:9::1]", "[64:ff9b::9.9.9.1]", "[2002:909:901::]"];
+    let request = |host: &str| json!({"url": format!("http://{host}:{port}/"), "timeout_ms": 2000});
+    let refused = |test: &Value| {
+        let message = test["message"].as_str().unwrap_or_default();
+        message.contains("is not allowed") && message.contains("an address of this host")
+    };
+    let closed = lab.server_in(&own, &[]);
+    for form in forms {
+        let http = closed.test("http_request", &request(form));
+        assert!(refused(&http), "{form}: {http}");
+        let ping = closed.test("ping", &json!({"dst": form.trim_matches(['[', ']']), "count": 1, "timeout_ms": 300}));
+        assert!(ping["failed"] == json!(true) && ping["message"].is_string(), "{form}: {ping}");
+    }
+    assert_eq!(count.load(Ordering::Relaxed), 0, "connections to closed addresses");
+    // One that the host gets while the server runs, and loses again.
+    assert!(!refused(&closed.test("http_request", &request("9.9.9.3"))));
+    own.sh("ip addr add 9.9.9.3/32 dev lo");
+    until("the new address is closed", || refused(&closed.test("http_request", &request("9.9.9.3"))));
+    own.sh("ip addr del 9.9.9.3/32 dev lo");
+    until("it is open again", || !refused(&closed.test("http_request", &request("9.9.9.3"))));
+    drop(closed);
+    let before = count.load(Ordering::Relaxed);
+    let open = lab.server_in(&own, &[("SCOUTER_TARGETS_ALLOW", "9.9.9.1,2a00:9::/64")]);
+    for form in ["9.9.9.1", "[2a00:9::1]"] {
+        assert!(!refused(&open.test("http_request", &request(form))), "{form}");
+    }
+    assert_eq!(count.load(Ordering::Relaxed), before + 2);
+    drop(open);
+    own.delete();
+}
+
+fn a_deny_block_of_mapped_addresses_is_an_ipv4_block(lab: &Lab) {
+    let server = lab.server(&[("SCOUTER_TARGETS_DENY", "::ffff:10.77.0.2/127")]);
+    for (target, open) in [("10.77.0.2", false), ("10.77.0.3", false), ("::ffff:10.77.0.2", false), ("10.77.0.4", true)]
+    {
+        let ping = server.test("ping", &json!({"dst": target, "count": 1}));
+        assert_eq!(ping["message"].is_null(), open, "{target}: {ping}");
+    }
+}
+
+fn a_rule_for_a_name_opens_neither_loopback_nor_metadata(lab: &Lab) {
+    let (port, count) = watch_loopback(lab);
+    let server = lab.server(&[("SCOUTER_TARGETS_ALLOW", "*.lab.test")]);
+    for name in ["loopback.lab.test", "metadata.lab.test"] {
+        let ping = server.test("ping", &json!({"dst": name, "count": 1}));
+        let http = server.test("http_request", &json!({"url": format!("http://{name}:{port}/"), "timeout_ms": 1000}));
+        for test in [ping, http] {
+            let message = test["message"].as_str().unwrap_or_default();
+            assert!(message.contains("is not allowed") && message.contains("a rule for a name does not"), "{test}");
+        }
+    }
+    assert_eq!(count.load(Ordering::Relaxed), 0, "connections to loopback");
+    assert_eq!(server.test("ping", &json!({"dst": "v4.lab.test", "count": 1}))["failed"], json!(false));
+    // Its address opens it, whatever it is called.
+    let server = lab.server(&[("SCOUTER_TARGETS_ALLOW", "*.lab.test,127.0.0.1")]);
+    assert_eq!(server.test("ping", &json!({"dst": "loopback.lab.test", "count": 1}))["failed"], json!(false));
 }

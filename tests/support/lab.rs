@@ -1,10 +1,10 @@
 //! A network of namespaces with real servers in it:
 //!
 //! ```text
-//! probe (10.77.0.1, fd77::1) ── veth ── target (10.77.0.2–9, fd77::2)
+//! probe (10.77.0.1, fd77::1) ── veth ── target (10.77.0.2–9 and 20–29, fd77::2–9)
 //! ```
 //!
-//! The target runs nsd (DNS over UDP, TCP, TLS), unbound (HTTPS), aioquic (QUIC), nginx (HTTP/1.1, 2) and caddy
+//! From 20 on the addresses are for name servers that tests bring along. The target runs nsd (DNS over UDP, TCP, TLS), unbound (HTTPS), aioquic (QUIC), nginx (HTTP/1.1, 2) and caddy
 //! (HTTP/3), under certificates of an authority made here. Behind it lie a black hole (198.51.100.1), a host
 //! that it says cannot be reached (198.51.100.2) and one that it says is prohibited (198.51.100.3).
 
@@ -105,6 +105,7 @@ impl Lab {
              ip netns exec {t} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.icmp_ratelimit=0
              for n in 1; do ip -n {p} addr add 10.77.0.$n/24 dev veth0; ip -n {p} addr add fd77::$n/64 dev veth0 nodad; done
              for n in 2 3 4 5 6 7 8 9; do ip -n {t} addr add 10.77.0.$n/24 dev veth0; ip -n {t} addr add fd77::$n/64 dev veth0 nodad; done
+             for n in 20 21 22 23 24 25 26 27 28 29; do ip -n {t} addr add 10.77.0.$n/24 dev veth0; done
              ip -n {p} link set veth0 up; ip -n {t} link set veth0 up
              ip -n {p} route add default via 10.77.0.2; ip -n {p} -6 route add default via fd77::2
              ip -n {t} route add blackhole 198.51.100.1; ip -n {t} route add unreachable 198.51.100.2; ip -n {t} route add prohibit 198.51.100.3

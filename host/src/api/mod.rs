@@ -70,10 +70,15 @@ impl Network {
         Self {
             icmp_v4,
             icmp_v6,
-            nameservers: net.resolver.nameservers().iter().map(ToString::to_string).collect(),
+            nameservers: Self::nameservers(net),
             trust_anchors: net.tls.anchors.clone(),
             targets: policy.summary(),
         }
+    }
+
+    /// As `/etc/resolv.conf` has them now.
+    fn nameservers(net: &Net) -> Vec<String> {
+        net.resolver.nameservers().iter().map(ToString::to_string).collect()
     }
 }
 

@@ -108,6 +108,6 @@ async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
         asn_database,
         asn_database_problem,
         browsers: api.services.net.browsers.status(),
-        network: api.network.clone(),
+        network: Network { nameservers: Network::nameservers(&api.services.net), ..api.network.clone() },
     })
 }

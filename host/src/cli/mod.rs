@@ -25,9 +25,9 @@ use crate::runner::Runner;
 use crate::sandbox::{Plugins, Progress};
 use crate::services::{Runtimes, Services};
 use scouter_net::Net;
-use scouter_net::address::SystemConfig;
 use scouter_net::policy::Policy;
 use scouter_net::privilege;
+use scouter_net::system::System;
 
 /// Remote network troubleshooting: tests as sandboxed WebAssembly components behind a REST API.
 ///
@@ -220,9 +220,9 @@ fn log(engine: &Engine, default: &str) {
 /// Engines and plugins.
 fn load(runtimes: &Runtimes, engine: &Engine) -> anyhow::Result<(Arc<Services>, Arc<Plugins>)> {
     runtimes.io.block_on(async {
-        let system = SystemConfig::read();
+        let system = Arc::new(System::of_this_host());
         let (allow, deny) = (engine.targets_allow.clone(), engine.targets_deny.clone());
-        let policy = Policy::new(allow, deny, system.nameservers.clone());
+        let policy = Policy::new(allow, deny, Arc::clone(&system));
         let net = Net::open(system, &policy, engine.asn_file(), engine.browsers())?;
         net.asn.follow();
         let services =

@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use crate::os_error::description;
 use crate::policy::{Denied, Permitted, Policy};
 
-/// From one attempt to the next, while none has succeeded (RFC 8305, section 5).
-const STAGGER: Duration = Duration::from_millis(250);
+/// Connection Attempt Delay: from one attempt to the next, while none has succeeded (RFC 8305, section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -56,7 +56,7 @@ pub fn vet(policy: &Policy, addresses: &[IpAddr], name: Option<&str>) -> Result<
 /// # Errors
 /// The last failure, when every address failed.
 pub async fn dial(addresses: &[Permitted], port: u16) -> Result<(TcpStream, SocketAddr), DialError> {
-    let mut waiting = addresses.iter().map(|permitted| SocketAddr::new(permitted.address(), port));
+    let mut waiting = addresses.iter().map(|permitted| permitted.socket_address(port));
     let mut attempts = FuturesUnordered::new();
     let mut last = None;
     let connect = |address: SocketAddr| async move {
@@ -85,7 +85,7 @@ pub async fn dial(addresses: &[Permitted], port: u16) -> Result<(TcpStream, Sock
                     attempts.extend(waiting.next().map(connect));
                 }
             },
-            () = tokio::time::sleep(STAGGER), if more => attempts.extend(waiting.next().map(connect)),
+            () = tokio::time::sleep(ATTEMPT_DELAY), if more => attempts.extend(waiting.next().map(connect)),
         }
     }
     Err(last.unwrap_or_else(|| DialError::Failed {
@@ -96,10 +96,12 @@ pub async fn dial(addresses: &[Permitted], port: u16) -> Result<(TcpStream, Sock
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn vetted(allow: &str, addresses: &[&str]) -> Result<Vec<String>, Denied> {
-        let policy = Policy::new(vec![allow.parse().expect("rule")], vec![], vec![]);
+        let policy = Policy::new(vec![allow.parse().expect("rule")], vec![], Arc::default());
         let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().expect("address")).collect();
         vet(&policy, &addresses, Some("x.example")).map(|open| open.iter().map(|p| p.address().to_string()).collect())
     }
@@ -116,7 +118,7 @@ mod tests {
     async fn the_second_address_is_tried_when_the_first_refuses() {
         let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.expect("listen");
         let port = listener.local_addr().expect("address").port();
-        let policy = Policy::new(vec!["any".parse().expect("rule")], vec![], vec![]);
+        let policy = Policy::new(vec!["any".parse().expect("rule")], vec![], Arc::default());
         let addresses =
             vet(&policy, &["127.0.0.1".parse().expect("a"), "127.0.0.2".parse().expect("a")], None).expect("open");
         let (_, address) = dial(&addresses, port).await.expect("connected");

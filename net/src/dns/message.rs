@@ -11,7 +11,7 @@ use domain::base::{Message, Name, ParsedRecord, ToName};
 use domain::rdata::AllRecordData;
 
 use super::{AskError, Question, Request, Transport, rdata};
-use crate::dns::name::idna_to_ascii;
+use crate::name::idna_to_ascii;
 
 /// What we say we take over UDP: fits the smallest MTU of IPv6 paths (DNS flag day 2020).
 const UDP_PAYLOAD: u16 = 1232;

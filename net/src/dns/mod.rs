@@ -5,7 +5,6 @@
 //! transports are ours because their timing is the measurement: hickory's retry inside and stamp in user space.
 
 mod message;
-pub mod name;
 mod rdata;
 mod transport;
 
@@ -38,7 +37,7 @@ impl Transport {
     }
 }
 
-/// A question in words.
+/// A question in presentation form.
 #[derive(Debug, Clone)]
 pub struct Question {
     pub name: String,
@@ -101,7 +100,7 @@ impl AskError {
 /// See [`AskError`].
 pub async fn ask(tls: &Tls, server: Permitted, request: &Request) -> Result<Answer, AskError> {
     if matches!(request.transport, Transport::Udp | Transport::Tcp) {
-        return ask_in_clear(server, request).await;
+        return ask_unencrypted(server, request).await;
     }
     let query = message::Query::new(request)?;
     let timed = tokio::time::timeout(request.timeout, async {
@@ -121,7 +120,7 @@ pub async fn ask(tls: &Tls, server: Permitted, request: &Request) -> Result<Answ
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn ask_in_clear(server: Permitted, request: &Request) -> Result<Answer, AskError> {
+pub async fn ask_unencrypted(server: Permitted, request: &Request) -> Result<Answer, AskError> {
     let query = message::Query::new(request)?;
     let timed = tokio::time::timeout(request.timeout, async {
         let port = request.port;

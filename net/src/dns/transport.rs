@@ -1,6 +1,5 @@
 //! A question's way to a server and the answer's way back, timed. The caller bounds the time.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +38,7 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
     socket.set_nonblocking(true).map_err(io)?;
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true).map_err(errno)?;
     // Connected: the kernel passes on only what comes from that server, and its port-unreachable errors.
-    socket.connect(&SocketAddr::new(server.address(), port).into()).map_err(io)?;
+    socket.connect(&server.socket_address(port).into()).map_err(io)?;
     let socket = socket::watched(socket, Interest::READABLE | Interest::ERROR).map_err(io)?;
     let sent = Stamp::now();
     socket.get_ref().send(&query.bytes).map_err(io)?;
@@ -62,7 +61,7 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
 
 async fn connect(server: Permitted, port: u16) -> Result<TcpStream, AskError> {
     let connected = async {
-        let stream = TcpStream::connect(SocketAddr::new(server.address(), port)).await?;
+        let stream = TcpStream::connect(server.socket_address(port)).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     };
@@ -70,7 +69,7 @@ async fn connect(server: Permitted, port: u16) -> Result<TcpStream, AskError> {
 }
 
 async fn secure(tls: &Tls, stream: TcpStream, name: &str, alpn: &str) -> Result<TlsStream<TcpStream>, AskError> {
-    let insecure = |words: String| AskError::Insecure(words);
+    let insecure = AskError::Insecure;
     let (config, verifier) = tls.client(&[alpn], true).map_err(|e| insecure(e.to_string()))?;
     let name = ServerName::try_from(name.to_owned()).map_err(|e| insecure(e.to_string()))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
@@ -142,9 +141,9 @@ pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Q
     let start = Instant::now();
     let connected = crate::tls::quic(tls, server, port, name, "doq", true).await;
     let (endpoint, connection, _) = connected.map_err(|error| match error {
-        QuicError::Connect(words) => AskError::Unreachable(words),
+        QuicError::Connect(message) => AskError::Unreachable(message),
         QuicError::Host(error) => AskError::from_io(&error),
-        QuicError::Certificate(words) | QuicError::Handshake(words) => AskError::Insecure(words),
+        QuicError::Certificate(message) | QuicError::Handshake(message) => AskError::Insecure(message),
     })?;
     let exchange = async {
         let (mut send, mut receive) = connection.open_bi().await?;

@@ -20,6 +20,14 @@ pub fn idna_to_ascii(name: &str) -> Option<String> {
     idna::domain_to_ascii_cow(name.as_bytes(), idna::AsciiDenyList::EMPTY).ok().map(Into::into)
 }
 
+/// One spelling for each name: encoded, in lower case, without the dot at its end. What cannot be encoded stays.
+#[must_use]
+pub fn canonical_name(name: &str) -> String {
+    let ascii = if name.is_ascii() { None } else { idna_to_ascii(name) };
+    let name = ascii.as_deref().unwrap_or(name);
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,174 @@
+//! Which addresses may be reached. Asked by every import, decided here, about the address that is about to be used.
+//!
+//! `Policy::permit` is the only maker of `Permitted`, and the engines under `net/` take nothing else:
+//! code that forgets to ask does not compile.
+
+mod rule;
+mod special;
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::name::canonical_name;
+use crate::system::System;
+
+pub use rule::Rule;
+
+/// DNS over UDP and TCP; over TLS and QUIC.
+const DNS_PORTS: [u16; 2] = [53, 853];
+
+/// An address that the policy was asked about, in its canonical form (an IPv4-mapped one is IPv4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Permitted {
+    address: IpAddr,
+    /// The interface of a link-local address (RFC 4007); 0 when there is none.
+    scope_id: u32,
+}
+
+impl Permitted {
+    #[must_use]
+    pub fn address(self) -> IpAddr {
+        self.address
+    }
+
+    #[must_use]
+    pub fn socket_address(self, port: u16) -> SocketAddr {
+        match self.address {
+            IpAddr::V4(_) => SocketAddr::new(self.address, port),
+            IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, self.scope_id).into(),
+        }
+    }
+}
+
+/// The refusal: which address, and why. Its text is for the person who wrote the test.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Target '{target}' is not allowed: {reason}.")]
+pub struct Denied {
+    pub target: String,
+    pub reason: String,
+}
+
+/// What the operator opened and closed, on top of the rule that only globally reachable addresses of other hosts may be
+/// probed.
+#[derive(Clone, Default)]
+pub struct Policy {
+    allow: Vec<Rule>,
+    deny: Vec<Rule>,
+    system: Arc<System>,
+    /// How often it has said no, over all clones.
+    refusals: Arc<AtomicU64>,
+}
+
+impl Policy {
+    #[must_use]
+    pub fn new(allow: Vec<Rule>, deny: Vec<Rule>, system: Arc<System>) -> Self {
+        Self { allow, deny, system, refusals: Arc::default() }
+    }
+
+    /// May this address be reached, as an address of `name` when it was looked up under one?
+    ///
+    /// # Errors
+    /// [`Denied`], with the rule that refuses it.
+    pub fn permit(&self, address: IpAddr, name: Option<&str>) -> Result<Permitted, Denied> {
+        let name = name.map(canonical_name);
+        let address = address.to_canonical();
+        self.judge(address, name.as_deref()).map(|()| Permitted { address, scope_id: 0 }).map_err(|reason| {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+            let target = name.map_or_else(|| address.to_string(), |name| format!("{name} ({address})"));
+            Denied { target, reason }
+        })
+    }
+
+    /// The reason why not.
+    fn judge(&self, address: IpAddr, name: Option<&str>) -> Result<(), String> {
+        let forms = special::forms(address);
+        let denies = |rule: &&Rule| {
+            forms.iter().any(|form| rule.covers_address(*form)) || name.is_some_and(|name| rule.covers_name(name))
+        };
+        if let Some(rule) = self.deny.iter().find(denies) {
+            return Err(format!("the operator denies {rule}"));
+        }
+        let opened = |form: IpAddr| self.allow.iter().any(|rule| rule.covers_address(form));
+        if opened(address) {
+            return Ok(());
+        }
+        let name_opened = name.is_some_and(|name| self.allow.iter().any(|rule| rule.covers_name(name)));
+        // An address that carries an IPv4 one reaches that one: both must be open.
+        for form in forms {
+            let Some(closed) = self.closed(form).filter(|_| !opened(form)) else { continue };
+            let reason = if form == address {
+                format!("it is {}", closed.reason)
+            } else {
+                format!("it leads to {form}, which is {}", closed.reason)
+            };
+            match (name_opened, closed.opened_by_name) {
+                (true, true) => {}
+                (true, false) => return Err(format!("{reason}, and a rule for a name does not open it")),
+                (false, _) => return Err(reason),
+            }
+        }
+        Ok(())
+    }
+
+    /// Why an address is closed unless a rule opens it.
+    fn closed(&self, address: IpAddr) -> Option<special::Closed> {
+        let closed = special::closed(address);
+        // A private address of this host is private in the first place, and yet no name opens it.
+        match closed {
+            Some(special::Closed { opened_by_name: false, .. }) => closed,
+            _ if self.system.holds(address) => {
+                Some(closed.map_or(special::OWN, |closed| special::Closed { opened_by_name: false, ..closed }))
+            }
+            _ => closed,
+        }
+    }
+
+    /// As [`permit`](Self::permit), for a DNS question: this host's own name servers may always be asked, on the ports
+    /// of DNS. On another port something else may listen, and a name server is often on loopback.
+    ///
+    /// # Errors
+    /// [`Denied`], with the rule that refuses it.
+    pub fn permit_question(&self, server: IpAddr, port: u16, name: Option<&str>) -> Result<Permitted, Denied> {
+        let server = server.to_canonical();
+        if DNS_PORTS.contains(&port)
+            && let Some(own) = self.name_servers().into_iter().find(|own| own.address == server)
+        {
+            return Ok(own);
+        }
+        self.permit(server, name)
+    }
+
+    /// The name servers of this host, as `/etc/resolv.conf` has them now.
+    #[must_use]
+    pub fn name_servers(&self) -> Vec<Permitted> {
+        let config = self.system.resolver_config();
+        let servers = config.name_servers.iter();
+        servers
+            .map(|server| Permitted { address: server.address.to_canonical(), scope_id: server.scope_id() })
+            .collect()
+    }
+
+    /// Addresses refused since the start.
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
+    /// The rules, for the start-up lines.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let list = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let mut text = String::from("globally reachable addresses of other hosts");
+        if !self.allow.is_empty() {
+            text = format!("{text}, and {}", list(&self.allow));
+        }
+        if !self.deny.is_empty() {
+            text = format!("{text}; never {}", list(&self.deny));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests;
