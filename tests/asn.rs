@@ -169,7 +169,7 @@ fn what_is_the_newest_is_not_fetched_again() {
     let (url, asked) = downloads(vec![b"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n".to_vec()]);
     let settings = [("SCOUTER_MMDB_URL", url.as_str()), ("SCOUTER_MMDB_PATH", file.to_str().expect("UTF-8"))];
     let server = Server::spawn(command(), &settings, None);
-    until("the answer is understood", || server.log().contains("is the newest"));
+    until("the answer is understood", || server.log().contains("is current"));
     until("the file is read", || status(&server).0.is_some());
     assert_eq!(status(&server).1, None);
     let asked = asked.lock().unwrap();

@@ -19,6 +19,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_util::task::AbortOnDropHandle;
 
+/// The word for it in results.
+pub const DEGRADED: &str = "host_scheduling_delay";
 /// A result is degraded when the host may have added more than this to a phase, and more than a tenth of it. Wake-ups
 /// on an idle machine take 0.05–0.3 ms; a tenth is where a reader would draw another conclusion.
 pub const TOLERATED: Duration = Duration::from_millis(1);
@@ -139,6 +141,13 @@ impl LagWatch {
         self.shared.state.lock().longest(self.start + from, self.start + to, now())
     }
 
+    /// As [`degrades`](Self::degrades), of a phase of this length that ends now.
+    #[must_use]
+    pub fn degrades_last(&self, length: Duration) -> bool {
+        let to = now().saturating_sub(self.start);
+        self.degrades(to.saturating_sub(length), to)
+    }
+
     /// May this host have changed the length of a phase by more than is tolerated?
     #[must_use]
     pub fn degrades(&self, from: Duration, to: Duration) -> bool {
@@ -178,6 +187,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(watch.longest(from, to) > Duration::from_millis(40), "{:?}", watch.longest(from, to));
         assert!(watch.degrades(from, to) && watch.degrades(Duration::ZERO, to));
+        assert!(watch.degrades_last(start.elapsed()) && !watch.degrades_last(Duration::from_millis(1)));
         assert!(!watch.degrades(Duration::ZERO, Duration::from_hours(1)), "less than a tenth");
     }
 

@@ -28,6 +28,9 @@ pub struct LookupResult {
     size: u32,
     /// Transport of the answer: tcp after a truncated answer over udp.
     transport: &'static str,
+    /// `host_scheduling_delay` when this host was too busy to time the query.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    degraded: Option<String>,
     /// Name servers that were asked.
     attempts: Vec<Attempt>,
     failed: bool,
@@ -112,6 +115,7 @@ impl LookupResult {
                 dns::Transport::Https => "https",
                 dns::Transport::Quic => "quic",
             },
+            degraded: answer.degraded,
             attempts,
             failed: false,
         }
@@ -166,6 +170,7 @@ mod tests {
             size: 54,
             transport: dns::Transport::Tcp,
             elapsed_ns: 1_234_567,
+            degraded: None,
         }
     }
 

@@ -302,6 +302,7 @@ fn certificates_are_judged_and_shown(lab: &Lab) {
             (&json!(60), &json!(true), &json!(why), &json!(false)),
             "{url}: {refused}"
         );
+        assert!(refused["remote_ip"].is_string(), "{refused}");
         let used = request(&server, json!({"url": url, "ignore_ssl": true}));
         assert_eq!(
             (&used["failed"], &used["tls"]["verified"], &used["tls"]["verify_error"]),
@@ -311,6 +312,7 @@ fn certificates_are_judged_and_shown(lab: &Lab) {
     }
     let plain = request(&server, json!({"url": "https://v4.lab.test:80/"}));
     assert_eq!((&plain["status"], &plain["failed"]), (&json!(35), &json!(true)), "no TLS there: {plain}");
+    assert_eq!(plain["remote_ip"], json!("10.77.0.2"), "{plain}");
 }
 
 fn bodies_are_counted_decoded_and_kept(lab: &Lab) {

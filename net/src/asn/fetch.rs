@@ -1,4 +1,4 @@
-//! Fetches the database: at the start, then weekly. The server serves without it meanwhile.
+//! Fetches the database: at the start, then weekly. The server starts without it.
 
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
@@ -52,7 +52,7 @@ impl Source {
         Ok(Some(Self(url)))
     }
 
-    /// Whom it is fetched from.
+    /// The host of its URL.
     #[must_use]
     pub fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default()
@@ -75,14 +75,14 @@ impl Asn {
         let asn = Arc::clone(self);
         tokio::spawn(async move {
             loop {
-                asn.fetch_until_done(&client, &source).await;
+                asn.fetch_with_retries(&client, &source).await;
                 tokio::time::sleep(WEEKLY).await;
             }
         });
         Ok(())
     }
 
-    async fn fetch_until_done(&self, client: &reqwest::Client, source: &Source) {
+    async fn fetch_with_retries(&self, client: &reqwest::Client, source: &Source) {
         let backoff = ExponentialBuilder::default()
             .with_min_delay(Duration::from_secs(2))
             .with_max_delay(Duration::from_hours(1))
@@ -99,7 +99,7 @@ impl Asn {
                         again_in_s = again,
                         "ASN database not fetched"
                     );
-                    self.complain(&format!("it could not be fetched from {}: {error:#}", source.host()));
+                    self.set_problem(&format!("it could not be fetched from {}: {error:#}", source.host()));
                     tokio::time::sleep(delay).await;
                 }
             }
@@ -113,8 +113,8 @@ impl Asn {
         }
         let mut response = request.send().await.map_err(reqwest::Error::without_url)?;
         if response.status() == StatusCode::NOT_MODIFIED {
-            tracing::info!(host = source.host(), "ASN database is the newest");
-            self.is_newest();
+            tracing::info!(host = source.host(), "ASN database is current");
+            self.is_current();
             return Ok(());
         }
         ensure!(response.status() == StatusCode::OK, "the server answered {}", response.status());
@@ -124,17 +124,17 @@ impl Asn {
             ensure!(bytes.len() as u64 <= DOWNLOAD_BYTES, "it is larger than {} MiB", DOWNLOAD_BYTES >> 20);
         }
         let file = self.file.clone();
-        if let Some(database) = tokio::task::spawn_blocking(move || keep(bytes, file.as_deref())).await?? {
-            self.take(database);
+        if let Some(database) = tokio::task::spawn_blocking(move || store(bytes, file.as_deref())).await?? {
+            self.replace(database);
         }
         tracing::info!(host = source.host(), "ASN database fetched");
         Ok(())
     }
 }
 
-/// Unpacks, checks, and puts the database where the next start finds it: under another name first, so that nobody ever
-/// sees half of it; whoever follows the file reads it then. Given back when it could not be written.
-fn keep(download: Vec<u8>, file: Option<&Path>) -> anyhow::Result<Option<Database>> {
+/// Unpacks, checks and writes the database: under a temporary name first, so that no reader sees half of it. The task that
+/// follows the file loads it. The database is returned when it could not be written.
+fn store(download: Vec<u8>, file: Option<&Path>) -> anyhow::Result<Option<Database>> {
     let bytes = unpack(download)?;
     let database = Database::check(bytes.clone())?;
     let Some(file) = file else { return Ok(Some(database)) };

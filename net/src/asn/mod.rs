@@ -15,8 +15,8 @@ use tokio::sync::watch;
 
 pub use fetch::Source;
 
-/// How often the file is looked at.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the file's metadata is read.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// The GeoLite2-ASN database has 11 MB.
 const FILE_BYTES: u64 = 512 << 20;
 /// A lookup waits so long for the database to be read when the program has just started.
@@ -33,18 +33,18 @@ pub struct AutonomousSystem {
 pub struct Asn {
     file: Option<PathBuf>,
     state: RwLock<State>,
-    looked: watch::Sender<bool>,
+    first_read: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct State {
     database: Option<Arc<Database>>,
-    /// Why there is no database, or why the newest file was not taken.
+    /// Why there is no database, or why the newest file is not used.
     problem: Option<String>,
-    seen: Option<Fingerprint>,
+    file: Option<Fingerprint>,
 }
 
-/// What tells a file from its successor.
+/// Inode, size and time of change: they tell a file from its successor.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Fingerprint(u64, u64, i64, i64);
 
@@ -55,9 +55,9 @@ struct Database {
 }
 
 impl Database {
-    /// Reads all of it once: a database that is damaged anywhere is refused here, and not found out by a test.
+    /// Reads all of it once: a database that is damaged anywhere is refused here, before a test uses it.
     fn check(bytes: Vec<u8>) -> anyhow::Result<Self> {
-        // The crate is not proven against every damaged file; none of them may end the program.
+        // maxminddb is not proven against every damaged file, and none may end the program.
         let checked = std::panic::catch_unwind(|| Self::parse(bytes));
         checked.unwrap_or_else(|_| Err(anyhow::anyhow!("it is not a MaxMind database")))
     }
@@ -91,8 +91,8 @@ impl Database {
 impl Asn {
     #[must_use]
     pub fn new(file: Option<PathBuf>) -> Self {
-        let (looked, _) = watch::channel(false);
-        Self { file, state: RwLock::default(), looked }
+        let (first_read, _) = watch::channel(false);
+        Self { file, state: RwLock::default(), first_read }
     }
 
     /// Reads the file now and whenever it changes. Must be called on a runtime.
@@ -100,21 +100,21 @@ impl Asn {
         let asn = Arc::downgrade(self);
         tokio::spawn(async move {
             while let Some(asn) = asn.upgrade() {
-                // Reading and checking takes a moment; nobody's packets wait for it.
+                // Reading and checking blocks the thread.
                 let _ = tokio::task::spawn_blocking(move || {
-                    asn.look();
-                    asn.looked.send_replace(true);
+                    asn.reload_if_changed();
+                    asn.first_read.send_replace(true);
                 })
                 .await;
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
         });
     }
 
     /// The systems of these addresses. Waits for the first reading when the program has just started.
     pub async fn lookup(&self, addresses: &[IpAddr]) -> Vec<Option<AutonomousSystem>> {
-        let mut looked = self.looked.subscribe();
-        let _ = tokio::time::timeout(FIRST_READ, looked.wait_for(|looked| *looked)).await;
+        let mut first_read = self.first_read.subscribe();
+        let _ = tokio::time::timeout(FIRST_READ, first_read.wait_for(|done| *done)).await;
         let database = read(&self.state).database.clone();
         let find = |address: &IpAddr| database.as_ref()?.lookup(address.to_canonical()).ok()?;
         addresses.iter().map(find).collect()
@@ -127,48 +127,48 @@ impl Asn {
         (state.database.as_ref().map(|database| database.built.clone()), state.problem.clone())
     }
 
-    /// Reads the file if it is another one than last time. What was good stays until something better is there.
-    fn look(&self) {
+    /// Reads the file when it has changed. The database stays until another one has been checked.
+    fn reload_if_changed(&self) {
         let Some(file) = &self.file else {
-            self.complain("no database: set MMDB_LICENSE_KEY, SCOUTER_MMDB_URL or SCOUTER_MMDB_PATH");
+            self.set_problem("no database: set MMDB_LICENSE_KEY, SCOUTER_MMDB_URL or SCOUTER_MMDB_PATH");
             return;
         };
         let found = match std::fs::metadata(file) {
             Ok(found) => Fingerprint(found.ino(), found.len(), found.mtime(), found.mtime_nsec()),
             Err(error) => {
                 let mut state = write(&self.state);
-                state.seen = None;
+                state.file = None;
                 if state.database.is_none() && state.problem.is_none() {
                     let problem = format!("no database: '{}': {error}", file.display());
-                    let todo = "set MMDB_LICENSE_KEY, SCOUTER_MMDB_URL or SCOUTER_MMDB_PATH";
-                    tracing::info!(problem, todo, "no ASN database: systems are not named in traces");
+                    let hint = "set MMDB_LICENSE_KEY, SCOUTER_MMDB_URL or SCOUTER_MMDB_PATH";
+                    tracing::info!(problem, hint, "no ASN database: systems are not named in traces");
                     state.problem = Some(problem);
                 }
                 return;
             }
         };
-        if write(&self.state).seen.replace(found) == Some(found) {
+        if write(&self.state).file.replace(found) == Some(found) {
             return;
         }
         match load(file) {
-            Ok(database) => self.take(database),
-            Err(error) => self.complain(&format!("'{}' is not used: {error:#}", file.display())),
+            Ok(database) => self.replace(database),
+            Err(error) => self.set_problem(&format!("'{}' is not used: {error:#}", file.display())),
         }
     }
 
-    fn take(&self, database: Database) {
+    fn replace(&self, database: Database) {
         tracing::info!(built = database.built, "ASN database");
         let mut state = write(&self.state);
         state.database = Some(Arc::new(database));
         state.problem = None;
     }
 
-    /// What there is, is the newest.
-    fn is_newest(&self) {
+    /// The mirror has no newer database.
+    fn is_current(&self) {
         write(&self.state).problem = None;
     }
 
-    fn complain(&self, problem: &str) {
+    fn set_problem(&self, problem: &str) {
         let mut state = write(&self.state);
         if state.problem.as_deref() != Some(problem) {
             tracing::warn!(problem, kept = state.database.is_some(), "ASN database");
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn no_damage_panics_and_what_is_damaged_visibly_is_refused() {
+    fn damaged_databases_are_refused_without_a_panic() {
         for cut in 0..DATABASE.len() {
             assert!(Database::check(DATABASE[..cut].to_vec()).is_err(), "cut at {cut}");
         }
@@ -235,26 +235,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_good_stays_until_something_better_is_there() {
+    fn a_database_stays_until_another_one_has_been_checked() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("asn.mmdb");
         let asn = Asn::new(Some(file.clone()));
-        asn.look();
+        asn.reload_if_changed();
         assert!(matches!(asn.status(), (None, Some(problem)) if problem.contains("asn.mmdb")));
         let mut city = DATABASE.to_vec();
         let at = city.windows(12).rposition(|window| window == b"GeoLite2-ASN").expect("its type");
         city[at..at + 12].copy_from_slice(b"GeoLite2-Cit");
         for bytes in [DATABASE.to_vec(), vec![], DATABASE[..900].to_vec(), city] {
             std::fs::write(&file, bytes).expect("written");
-            asn.look();
+            asn.reload_if_changed();
             assert!(asn.status().0.is_some());
         }
         assert!(asn.status().1.is_some_and(|problem| problem.contains("GeoLite2-Cit")));
         std::fs::remove_file(&file).expect("removed");
-        asn.look();
-        assert!(asn.status().0.is_some(), "a file that is gone takes nothing away");
+        asn.reload_if_changed();
+        assert!(asn.status().0.is_some(), "the file is gone, the database stays");
         std::fs::write(&file, DATABASE).expect("written");
-        asn.look();
+        asn.reload_if_changed();
         assert_eq!(asn.status().1, None);
     }
 }

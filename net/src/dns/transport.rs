@@ -16,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::message::Query;
 use super::{AskError, bracketed};
+use crate::metered::Metered;
 use crate::packet::socket::{self, Stamp};
 use crate::policy::Permitted;
 use crate::scope::ExchangeTasks;
@@ -59,16 +60,21 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
     }
 }
 
-async fn connect(server: Permitted, port: u16) -> Result<TcpStream, AskError> {
+async fn connect(server: Permitted, port: u16) -> Result<Metered<TcpStream>, AskError> {
     let connected = async {
         let stream = TcpStream::connect(server.socket_address(port)).await?;
         stream.set_nodelay(true)?;
-        Ok(stream)
+        Ok(Metered::new(stream))
     };
     connected.await.map_err(|error: std::io::Error| AskError::from_io(&error))
 }
 
-async fn secure(tls: &Tls, stream: TcpStream, name: &str, alpn: &str) -> Result<TlsStream<TcpStream>, AskError> {
+async fn secure(
+    tls: &Tls,
+    stream: Metered<TcpStream>,
+    name: &str,
+    alpn: &str,
+) -> Result<TlsStream<Metered<TcpStream>>, AskError> {
     let insecure = AskError::Insecure;
     let (config, verifier) = tls.client(&[alpn], true).map_err(|e| insecure(e.to_string()))?;
     let name = ServerName::try_from(name.to_owned()).map_err(|e| insecure(e.to_string()))?;
@@ -112,7 +118,7 @@ pub async fn https(tls: &Tls, server: Permitted, port: u16, name: &str, query: &
     let stream = secure(tls, connect(server, port).await?, name, "h2").await?;
     let (tied, _end) = ExchangeTasks::new();
     let (mut sender, connection) = hyper::client::conn::http2::Builder::new(tied)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Metered::new(stream)))
         .await
         .map_err(|e| malformed(&e))?;
     let port = if port == 443 { String::new() } else { format!(":{port}") };

@@ -76,6 +76,8 @@ pub async fn exchange(
                 data.advance(piece);
             }
         }
+        // At the end of the stream there is nothing else; what is left otherwise are more empty frames.
+        stream.recv_trailers().await.map_err(|error| stream_error(&error))?;
         timeline.response_ended();
         Ok(Response {
             status: head.status.as_u16(),

@@ -215,7 +215,9 @@ pub fn negotiated(connection: &rustls::ClientConnection, details: TlsDetails) ->
     }
 }
 
-fn certificate(der: &CertificateDer<'_>) -> Certificate {
+/// A certificate as text. What cannot be parsed is `unreadable`, and has its digest all the same.
+#[must_use]
+pub fn certificate(der: &CertificateDer<'_>) -> Certificate {
     let sha256 = hex::encode(Sha256::digest(der));
     let Ok((_, certificate)) = X509Certificate::from_der(der) else {
         let unreadable = || "unreadable".to_owned();

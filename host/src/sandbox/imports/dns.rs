@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use scouter_net::dns::{self, AskError, Question, Request, Transport};
+use scouter_net::lag::DEGRADED;
 
 use super::{RunState, parse_address, wit};
 use wit::dns::{AnswerFlags, DnsError, ResourceRecord};
@@ -54,8 +55,8 @@ impl From<dns::Record> for ResourceRecord {
     }
 }
 
-impl From<dns::Answer> for wit::dns::Answer {
-    fn from(answer: dns::Answer) -> Self {
+impl wit::dns::Answer {
+    fn new(answer: dns::Answer, degraded: bool) -> Self {
         let records = |records: Vec<dns::Record>| records.into_iter().map(ResourceRecord::from).collect();
         let f = answer.flags;
         let flags = [
@@ -78,6 +79,7 @@ impl From<dns::Answer> for wit::dns::Answer {
             size: answer.size,
             transport: answer.transport.into(),
             elapsed_ns: u64::try_from(answer.elapsed.as_nanos()).unwrap_or(u64::MAX),
+            degraded: degraded.then(|| DEGRADED.to_owned()),
         }
     }
 }
@@ -109,11 +111,18 @@ impl wit::dns::Host for RunState {
             timeout: Duration::from_millis(query.timeout_ms.into()),
         };
         let services = self.services.clone();
-        let answer = match self.on_io(async move { dns::ask(&services.net.tls, server, &asked).await }).await? {
-            Ok(answer) => answer,
-            Err(error) => return Ok(Err(error.into())),
+        let ask = async move {
+            let watch = services.net.lag.watch();
+            let answer = dns::ask(&services.net.tls, server, &asked).await?;
+            // Over UDP the kernel's timestamp is the end.
+            let degraded = answer.transport != Transport::Udp && watch.degrades_last(answer.elapsed);
+            Ok((answer, degraded))
+        };
+        let (answer, degraded) = match self.on_io(ask).await? {
+            Ok(answered) => answered,
+            Err::<_, AskError>(error) => return Ok(Err(error.into())),
         };
         self.usage.carried(usize::try_from(answer.size).unwrap_or(usize::MAX))?;
-        Ok(Ok(answer.into()))
+        Ok(Ok(wit::dns::Answer::new(answer, degraded)))
     }
 }

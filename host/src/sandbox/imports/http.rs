@@ -6,6 +6,7 @@ use base64::Engine as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use percent_encoding::percent_decode_str;
 use scouter_net::http::{self as engine, FailureKind, Timings, Version};
+use scouter_net::lag::DEGRADED;
 use scouter_net::tls;
 use url::Url;
 
@@ -188,7 +189,7 @@ impl From<&Timings> for wit::http::Timings {
             download: timings.download.map(ns),
             total: ns(timings.total),
             host_delay: ns(timings.host_delay),
-            degraded: timings.degraded.then(|| "host_scheduling_delay".to_owned()),
+            degraded: timings.degraded.then(|| DEGRADED.to_owned()),
         }
     }
 }
