@@ -46,8 +46,8 @@ fn echo_reply_type(family: Family) -> u8 {
 
 /// An echo request with this payload. The kernel fills in the `ICMPv6` checksum, and on datagram sockets the identifier.
 #[must_use]
-pub fn echo_request(family: Family, identifier: u16, seq: u16, payload: &[u8]) -> Vec<u8> {
-    let mut packet = Vec::with_capacity(HEADER + payload.len());
+pub fn echo_request(family: Family, identifier: u16, seq: u16, payload: impl Iterator<Item = u8>) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(HEADER + payload.size_hint().0);
     packet.extend([echo_request_type(family), 0, 0, 0]);
     packet.extend(identifier.to_be_bytes());
     packet.extend(seq.to_be_bytes());
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn requests_and_replies_round_trip() {
         for family in Family::BOTH {
-            let request = echo_request(family, 0xabcd, 9, b"data");
+            let request = echo_request(family, 0xabcd, 9, b"data".iter().copied());
             assert_eq!(parse_echo_request(family, &request), Some((0xabcd, 9)));
             let reply = reply_to(family, request);
             assert_eq!(
@@ -228,16 +228,14 @@ mod tests {
                 Some(Message::EchoReply { identifier: 0xabcd, seq: 9, payload: b"data" })
             );
         }
-        assert_eq!(
-            pnet_packet::util::checksum(&echo_request(Family::V4, 1, 2, b"odd"), 1),
-            u16::from_be_bytes([echo_request(Family::V4, 1, 2, b"odd")[2], echo_request(Family::V4, 1, 2, b"odd")[3]])
-        );
+        let odd = echo_request(Family::V4, 1, 2, b"odd".iter().copied());
+        assert_eq!(pnet_packet::util::checksum(&odd, usize::MAX), 0);
     }
 
     #[test]
     fn an_error_is_matched_by_what_it_quotes() {
         let mut ip = vec![0x45, 0, 0, 84, 0, 0, 0x40, 0, 1, 1, 0, 0, 10, 0, 0, 1, 192, 0, 2, 9];
-        ip.extend(echo_request(Family::V4, 5, 6, b"xxxxxxxx"));
+        ip.extend(echo_request(Family::V4, 5, 6, b"xxxxxxxx".iter().copied()));
         let mut message = vec![V4_UNREACHABLE, 4, 0, 0, 0, 0, 0x05, 0x78];
         message.extend(&ip);
         let parsed = parse(Family::V4, &message).expect("an error");
@@ -256,7 +254,7 @@ mod tests {
         let mut ip = vec![0x60, 0, 0, 0, 0, 16, 44, 64];
         ip.extend([0x20; 32]);
         ip.extend([58, 0, 0, 1, 0, 0, 0, 9]);
-        ip.extend(echo_request(Family::V6, 5, 6, b"xxxxxxxx"));
+        ip.extend(echo_request(Family::V6, 5, 6, b"xxxxxxxx".iter().copied()));
         let mut v6 = vec![V6_TIME_EXCEEDED, 0, 0, 0, 0, 0, 0, 0];
         v6.extend(&ip);
         let mut v4 = vec![V4_TIME_EXCEEDED, 0, 0, 0, 0, 0, 0, 0, 0x4f, 0, 0, 84, 0, 0, 0, 0, 1, 1];

@@ -34,7 +34,7 @@ pub struct DatagramChannel {
 }
 
 impl DatagramChannel {
-    pub fn open(target: Permitted, parameters: &PingParameters, key: Arc<TokenKey>) -> Result<Self, StartError> {
+    pub fn open(target: Permitted, parameters: &PingParameters, key: &TokenKey) -> Result<Self, StartError> {
         let echo = EchoDemultiplexer::new(target, parameters, key, NEXT_SERIES.fetch_add(1, Ordering::Relaxed));
         let family = echo.family();
         let unavailable = |error| unavailable(&error, family);

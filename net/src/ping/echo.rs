@@ -1,7 +1,6 @@
 //! The requests of one series, and which messages answer them: the same in both modes. Pure: no sockets.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{EchoResponse, PingParameters};
@@ -25,7 +24,7 @@ pub struct EchoDemultiplexer {
 
 impl EchoDemultiplexer {
     /// `series` never repeats in a process.
-    pub fn new(target: Permitted, parameters: &PingParameters, key: Arc<TokenKey>, series: u64) -> Self {
+    pub fn new(target: Permitted, parameters: &PingParameters, key: &TokenKey, series: u64) -> Self {
         let target = target.address();
         let payloads = EchoPayloads::new(key, series, target, parameters.payload_size.into());
         Self { family: Family::of(target), target, payloads }
@@ -37,7 +36,7 @@ impl EchoDemultiplexer {
 
     pub fn request(&self, identifier: u16, index: u32) -> Vec<u8> {
         let seq = seq(index);
-        icmp::echo_request(self.family, identifier, seq, &self.payloads.payload(seq))
+        icmp::echo_request(self.family, identifier, seq, self.payloads.payload(seq))
     }
 
     /// The request that a reply answers. A payload without room for a token leaves the source to tell it from a forgery.

@@ -149,7 +149,7 @@ impl Ping {
         let (mode, task) = match self.mode(Family::of(target.address())) {
             SocketMode::Raw(raw) => (Mode::Raw, tokio::spawn(series.run(raw.open_channel(target, parameters)?))),
             SocketMode::Datagram(_) => {
-                let channel = datagram::DatagramChannel::open(target, parameters, Arc::clone(&self.key))?;
+                let channel = datagram::DatagramChannel::open(target, parameters, &self.key)?;
                 (Mode::Datagram, tokio::spawn(series.run(channel)))
             }
             SocketMode::Unavailable(reason) => return Err(StartError::Unavailable(reason.clone())),

@@ -45,7 +45,7 @@ impl RawSockets {
         parameters: &PingParameters,
     ) -> Result<RawChannel, StartError> {
         let series = self.next_series.fetch_add(1, Ordering::Relaxed);
-        let echo = EchoDemultiplexer::new(target, parameters, Arc::clone(&self.key), series);
+        let echo = EchoDemultiplexer::new(target, parameters, &self.key, series);
         let (sink, arrivals) = ArrivalSink::new();
         let flow = Arc::new(EchoFlow { echo, sink });
         let (identifier, claim) = self.receiver.claim_identifier(Arc::clone(&flow) as _)?;

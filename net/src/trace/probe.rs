@@ -178,7 +178,7 @@ impl Template {
     pub fn bytes(&self, probe: &ProbeFields, port: u16) -> Vec<u8> {
         let payload = self.payload(probe);
         match probe.id {
-            ProbeId::IcmpSeq(seq) => icmp::echo_request(self.family(), port, seq, &payload),
+            ProbeId::IcmpSeq(seq) => icmp::echo_request(self.family(), port, seq, payload.into_iter()),
             ProbeId::TcpIsn(isn) => self.syn(port, isn, &payload),
             ProbeId::UdpChecksum(_) => self.datagram(port, &payload),
         }
