@@ -52,6 +52,24 @@ struct FlowTable {
     next_identifier: u16,
 }
 
+impl FlowTable {
+    /// Round-robin, so that an identifier is reused as late as possible; random ones would collide among a few hundred
+    /// series (birthday problem). Never 0: Linux sends an echo reply of nothing but zeros with the checksum 0 instead of
+    /// 0xffff, which is wrong (seen with identifier 0, sequence number 0 and no payload).
+    fn free_identifier(&mut self) -> Option<u16> {
+        let first = self.next_identifier.max(1);
+        let mut identifier = first;
+        while self.owners.contains_key(&FlowKey::Icmp(identifier)) {
+            identifier = identifier.wrapping_add(1).max(1);
+            if identifier == first {
+                return None;
+            }
+        }
+        self.next_identifier = identifier.wrapping_add(1);
+        Some(identifier)
+    }
+}
+
 impl IcmpReceiver {
     /// Opens the socket and starts its thread, which ends within 1 s after the last reference is dropped.
     ///
@@ -112,22 +130,15 @@ impl IcmpReceiver {
         Claim { receiver: Arc::clone(self), flow }
     }
 
-    /// Allocates a free identifier of echo requests, round-robin, so that one is reused as late as possible. Random
-    /// identifiers would collide among a few hundred series (birthday problem).
+    /// Allocates a free identifier of echo requests, 1–65535.
     ///
     /// # Errors
-    /// When all 65,536 are in use.
+    /// When all are in use.
     pub fn claim_identifier(self: &Arc<Self>, owner: Arc<dyn Demultiplexer>) -> Result<(u16, Claim), StartError> {
         let mut flows = self.flows.lock();
-        let first = flows.next_identifier;
-        let mut identifier = first;
-        while flows.owners.contains_key(&FlowKey::Icmp(identifier)) {
-            identifier = identifier.wrapping_add(1);
-            if identifier == first {
-                return Err(StartError::Unavailable("all 65,536 ICMP identifiers are in use".into()));
-            }
-        }
-        flows.next_identifier = identifier.wrapping_add(1);
+        let identifier = flows
+            .free_identifier()
+            .ok_or_else(|| StartError::Unavailable("all 65,535 ICMP identifiers are in use".into()))?;
         let flow = FlowKey::Icmp(identifier);
         flows.owners.insert(flow, owner);
         drop(flows);
@@ -144,5 +155,28 @@ pub struct Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.receiver.flows.lock().owners.remove(&self.flow);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Demultiplexer for Nothing {
+        fn receive(&self, _: &ReceivedMessage<'_>) {}
+    }
+
+    #[test]
+    fn identifiers_are_unique_and_never_zero() {
+        let mut flows = FlowTable::default();
+        for expected in 1..=u16::MAX {
+            assert_eq!(flows.free_identifier(), Some(expected));
+            flows.owners.insert(FlowKey::Icmp(expected), Arc::new(Nothing));
+        }
+        assert_eq!(flows.free_identifier(), None);
+        flows.owners.remove(&FlowKey::Icmp(7));
+        assert_eq!(flows.free_identifier(), Some(7));
     }
 }
