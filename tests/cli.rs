@@ -147,6 +147,7 @@ fn help_shows_every_setting_and_no_secret() {
         "SCOUTER_MAX_TEST_COUNT",
         "SCOUTER_MAX_PROCESS_COUNT",
         "SCOUTER_MAX_QUEUE",
+        "SCOUTER_MAX_QUEUE_BYTES",
         "SCOUTER_MAX_RECEIPTS",
         "SCOUTER_MAX_RECEIPT_BYTES",
         "SCOUTER_PLUGIN_DIR",

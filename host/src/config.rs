@@ -116,6 +116,10 @@ pub struct Serve {
     #[arg(long, env = "SCOUTER_MAX_QUEUE", value_name = "TESTS", default_value_t = 1000, value_parser = count(1, 1_000_000))]
     pub max_queue: u64,
 
+    /// Bytes of options of the tests waiting to run; payloads that would pass it are answered 429
+    #[arg(long, env = "SCOUTER_MAX_QUEUE_BYTES", value_name = "BYTES", default_value_t = 64 << 20, value_parser = count(1 << 20, 1 << 40))]
+    pub max_queue_bytes: u64,
+
     /// Finished receipts kept; the oldest go first
     #[arg(long, env = "SCOUTER_MAX_RECEIPTS", value_name = "RECEIPTS", default_value_t = 10_000, value_parser = count(1, 10_000_000))]
     pub max_receipts: u64,
@@ -124,7 +128,7 @@ pub struct Serve {
     #[arg(long, env = "SCOUTER_MAX_RECEIPT_BYTES", value_name = "BYTES", default_value_t = 1_000_000, value_parser = count(1000, 1 << 30))]
     pub max_receipt_bytes: u64,
 
-    /// Bytes of results in all finished receipts; the oldest go first
+    /// Bytes of all finished receipts; the oldest go first
     #[arg(long, env = "SCOUTER_MAX_RESULT_BYTES", value_name = "BYTES", default_value_t = 256 << 20, value_parser = count(1 << 20, 1 << 40))]
     pub max_result_bytes: u64,
 

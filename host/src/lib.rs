@@ -12,6 +12,8 @@ pub mod config;
 pub mod metrics;
 /// The payload, checked: what will be done.
 pub mod plan;
+/// Waiting tests: their places, in number and in bytes.
+pub mod queue;
 /// Receipts and the results in them.
 pub mod receipts;
 /// A permit for each test, its deadline, its outcome.

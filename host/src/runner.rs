@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
@@ -13,10 +13,12 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::plan::{Action, Plan, PlannedTest};
+use crate::queue::{Limits, Place, Queue, QueueFull};
 use crate::receipts::{Receipt, Receipts};
 use crate::sandbox::{Plugin, Progress, RunError};
 use crate::services::Services;
@@ -28,18 +30,10 @@ pub struct Runner {
     guests: Handle,
     permits: Arc<Semaphore>,
     slots: Mutex<Slots>,
-    waiting: AtomicUsize,
-    max_waiting: usize,
+    queue: Arc<Queue>,
     timeout: Duration,
     tasks: TaskTracker,
     stopping: CancellationToken,
-}
-
-/// The waiting tests would be more than allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("The queue of waiting tests is full. Max: {max}")]
-pub struct QueueFull {
-    pub max: usize,
 }
 
 struct Slots {
@@ -107,14 +101,13 @@ fn json(test: &Test) -> Box<RawValue> {
 
 impl Runner {
     #[must_use]
-    pub fn new(services: Arc<Services>, guests: Handle, slots: usize, max_waiting: usize, timeout: Duration) -> Self {
+    pub fn new(services: Arc<Services>, guests: Handle, slots: usize, waiting: Limits, timeout: Duration) -> Self {
         Self {
             services,
             guests,
             permits: Arc::new(Semaphore::new(slots)),
             slots: Mutex::new(Slots { free: (0..slots).collect(), stats: vec![Slot::default(); slots] }),
-            waiting: AtomicUsize::new(0),
-            max_waiting,
+            queue: Arc::new(Queue::new(waiting)),
             timeout,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -126,21 +119,14 @@ impl Runner {
     /// # Errors
     /// [`QueueFull`]; nothing has been started then.
     pub fn submit(self: &Arc<Self>, plan: Plan, receipts: &Arc<Receipts>) -> Result<Arc<Receipt>, QueueFull> {
-        let count = plan.tests.len();
-        // Reserved in one step, so that two payloads cannot both take the last places.
-        let reserved = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
-            let free = self.permits.available_permits();
-            (waiting + count <= self.max_waiting + free).then_some(waiting + count)
-        });
-        if reserved.is_err() {
-            return Err(QueueFull { max: self.max_waiting });
-        }
+        let weights: Vec<usize> = plan.tests.iter().map(PlannedTest::weight).collect();
+        let places = self.queue.reserve(&weights, self.permits.available_permits())?;
         let receipt = receipts.open(&plan);
-        for (index, test) in plan.tests.into_iter().enumerate() {
+        for (index, (test, place)) in plan.tests.into_iter().zip(places).enumerate() {
             let (runner, receipts, receipt) = (Arc::clone(self), Arc::clone(receipts), Arc::clone(&receipt));
             let run = async move {
                 // A mistake of this program must cost that test, not a receipt that never ends.
-                let one = AssertUnwindSafe(runner.one(index, &test, &receipts, &receipt)).catch_unwind();
+                let one = AssertUnwindSafe(runner.one(index, &test, place, &receipts, &receipt)).catch_unwind();
                 if one.await.is_err() {
                     receipts.record(&receipt, index, broken(&test.id), |_| broken(&test.id));
                 }
@@ -151,11 +137,18 @@ impl Runner {
     }
 
     /// One test, from waiting to its place in the receipt.
-    async fn one(&self, index: usize, test: &PlannedTest, receipts: &Arc<Receipts>, receipt: &Arc<Receipt>) {
+    async fn one(
+        &self,
+        index: usize,
+        test: &PlannedTest,
+        place: Place,
+        receipts: &Arc<Receipts>,
+        receipt: &Arc<Receipt>,
+    ) {
         let queued = Instant::now();
         let json = match &test.action {
             Action::Refuse { plugin, message } => {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                drop(place);
                 self.services.metrics.test(plugin.as_ref().map(|plugin| plugin.name.as_str()), "refused");
                 let timing = Timing { queued_ms: ms(queued.elapsed()), started_at: None, duration_ms: None };
                 let message = Some(message.clone());
@@ -169,7 +162,7 @@ impl Runner {
                     () = self.stopping.cancelled() => None,
                     permit = self.permits.acquire() => permit.ok(),
                 };
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                drop(place);
                 let waited = queued.elapsed();
                 if let Some(_permit) = permit {
                     let watched = Arc::clone(receipt);
@@ -279,10 +272,15 @@ impl Runner {
         self.slots.lock().stats.clone()
     }
 
-    /// Tests waiting for a permit, and the most that may.
+    /// Tests waiting for a permit.
     #[must_use]
-    pub fn queue(&self) -> (usize, usize) {
-        (self.waiting.load(Ordering::Relaxed), self.max_waiting)
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Does work that takes CPU time at the priority of the guests, away from the threads that answer.
+    pub fn spawn_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        self.guests.spawn_blocking(work)
     }
 
     /// Waits for running tests; cancels those that are not done in time.

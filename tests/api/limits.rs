@@ -13,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
     trials!("api::limits":
         slow_heads_are_cut_off,
         a_body_of_gigabytes_costs_no_memory,
+        a_body_of_one_megabyte_costs_no_more_than_ten,
     )
 }
 
@@ -46,4 +47,31 @@ fn a_body_of_gigabytes_costs_no_memory() {
     assert!(sent < 100, "{sent} MiB were taken");
     let (after, _) = server.weight();
     assert!(after < before + 8 * 1024, "{before} kB, then {after} kB");
+}
+
+/// What took 400 MiB and a second of every other request: half a million numbers where a name of a server belongs, or an
+/// option whose name is the whole body.
+fn a_body_of_one_megabyte_costs_no_more_than_ten() {
+    let server = Server::start(&[("SCOUTER_MAX_TEST_COUNT", "10")]);
+    let size = 1_040_000;
+    let numbers = format!("{{\"dns_lookup\":[{{\"qname\":\"x.test\",\"ns\":[{}1]}}]}}", "1,".repeat(size / 2));
+    let name = format!("{{\"ping\":[{{\"{}\":1}}]}}", "d".repeat(size));
+    let value = format!("{{\"ping\":[{{\"dst\":\"x\",\"count\":\"{}\"}}]}}", "9".repeat(size));
+    let id = format!("{{\"ping\":[{{\"dst\":\"x\",\"id\":\"{}\"}}]}}", "i".repeat(size));
+    let lists: String = (0..19).map(|n| format!("\"{n}\":[{}1],", "1,".repeat(999))).collect::<Vec<_>>().concat();
+    let lists = format!("{{\"ping\":[{{{lists}\"dst\":\"{}\"}}]}}", "x".repeat(size - lists.len()));
+    let types: String = (0..size / 12).map(|n| format!("\"{n}\":[],")).collect::<Vec<_>>().concat();
+    let types = format!("{{{types}\"x\":[]}}");
+    // Once before the measurement: what the first request allocates stays.
+    server.request("POST", "/api/v1.0/tests?wait=10", Some(r#"{"ping": [{"dst": "x", "y": 1}]}"#));
+    let before = server.peak();
+    for (body, status) in [(numbers, 400), (name, 400), (value, 200), (id, 200), (lists, 200), (types, 400)] {
+        assert!(body.len() <= 1 << 20, "{}", body.len());
+        let answer = server.request("POST", "/api/v1.0/tests", Some(&body));
+        let text = answer.body.to_string();
+        assert_eq!(answer.status, status, "{}", &text[..text.len().min(300)]);
+        assert!(text.len() < 1000, "{} bytes of answer", text.len());
+    }
+    let peak = server.peak();
+    assert!(peak < before + 10 * 1024, "{before} kB, then up to {peak} kB");
 }

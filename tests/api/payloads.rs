@@ -19,6 +19,7 @@ fn every_error_row_of_the_contract() {
     let tests = "/api/v1.0/tests";
     let eleven = json!({"ping": vec![json!({"dst": "x"}); 11]}).to_string();
     let long = format!("{{\"ping\": [{{\"dst\": \"{}\"}}]}}", "x".repeat(2000));
+    let empty = format!("{{{}}}", (0..11).map(|n| format!("\"t{n}\": []")).collect::<Vec<_>>().join(","));
     let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
     let rows: &[(&str, &str, Option<&str>, u16, &str)] = &[
         ("POST", tests, None, 400, "Valid request payload not found."),
@@ -32,6 +33,35 @@ fn every_error_row_of_the_contract() {
         ("POST", tests, Some(r#"{"ping": {"dst": "x"}}"#), 400, "ping: expected a list of option objects"),
         ("POST", tests, Some(r#"{"ping": ["x"]}"#), 400, "ping[0]: expected an object of options"),
         ("POST", tests, Some(r#"{"nothing": [null]}"#), 400, "nothing[0]: expected an object of options"),
+        (
+            "POST",
+            tests,
+            Some(r#"{"ping": [], "PING": []}"#),
+            400,
+            "Provided payload has a name more than once: 'PING'.",
+        ),
+        (
+            "POST",
+            tests,
+            Some(r#"{"ping": [{"dst": "a", "DST": "b"}]}"#),
+            400,
+            "Provided payload has a name more than once: 'DST'.",
+        ),
+        (
+            "POST",
+            tests,
+            Some(r#"{"ping": [{"dst": "a", "x": [[[[[[[[[0]]]]]]]]]}]}"#),
+            400,
+            "ping[0].x[0][0][0][0][0][0][0][0]: expected lists and objects at most 8 deep, got more",
+        ),
+        ("POST", tests, Some(&empty), 400, "Provided number of tests is too high. Max: 10"),
+        (
+            "POST",
+            tests,
+            Some(r#"{"ping": [{"dst": "a", "count": 1e309}]}"#),
+            400,
+            "Provided payload has a number that is out of range: line 1, column 37.",
+        ),
         ("POST", tests, Some(&long), 413, "The request body is over the limit of 2000 bytes."),
         (
             "POST",
@@ -137,8 +167,13 @@ fn a_test_that_cannot_run_says_why() {
         ),
         (
             "ping",
-            json!({"dst": "x", "count": null}),
-            "Provided value of 'null' for option 'count' is not allowed. Expected: a whole number of at least 0.",
+            json!({"dst": "x", "count": 1e308}),
+            "Provided value of '1e+308' for option 'count' is not allowed. Expected: a whole number from 0 to 18446744073709551615.",
+        ),
+        (
+            "ping",
+            json!({"dst": null, "count": null}),
+            "Required test option of 'dst' was not given. Please pass the required 'dst' option.",
         ),
         (
             "ping",
@@ -163,7 +198,7 @@ fn a_test_that_cannot_run_says_why() {
         (
             "ping",
             json!({"dst": "x", "id": [1]}),
-            "Provided value of '[1]' for option 'id' is not allowed. Expected: text or a number.",
+            "Provided value of '[1]' for option 'id' is not allowed. Expected: text of at most 256 characters, or a number.",
         ),
         ("ping", json!({"dst": "127.0.0.1"}), "Target '127.0.0.1' is not allowed: it is a loopback address."),
         (
@@ -194,7 +229,7 @@ fn a_test_that_cannot_run_says_why() {
         (
             "http_request",
             json!({"url": "http://x.test/", "version": "4"}),
-            "Provided value of '4' for option 'version' is not allowed. Expected: one of '1.0', '1.1', '2', '3'.",
+            "Provided value of '4' for option 'version' is not allowed. Expected: one of '1.0', '1', '1.1', '2', '2.0', '3', '3.0'.",
         ),
         (
             "http_request",
@@ -222,6 +257,15 @@ fn a_test_that_cannot_run_says_why() {
         assert_eq!((&test["failed"], &test["result"]), (&json!(true), &json!({})), "{test_type} {options}: {test}");
         assert_eq!(test["message"], message, "{test_type} {options}");
         assert!(test["id"].as_str().is_some_and(|id| id.len() == 6), "{test}");
+    }
+    // Refused addresses show that the options themselves were taken.
+    for options in [
+        json!({"url": "http://[::1]/", "version": 1.1, "headers": null, "id": null}),
+        json!({"url": "http://[::1]/", "version": 2}),
+        json!({"url": "http://[::1]/", "VERSION": "2.0", "timeout_ms": "500"}),
+    ] {
+        let test = server.test("http_request", &options);
+        assert_eq!(test["message"], "Target '::1' is not allowed: it is a loopback address.", "{options}: {test}");
     }
     let given = server
         .run(&json!({"ping": [{"id": "mine", "dst": "::1"}, {"ID": 7.5, "DST": "::1"}], "nothing": [{"id": "x"}]}));

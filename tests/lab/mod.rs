@@ -2,7 +2,6 @@
 
 mod browser;
 mod dns;
-mod dns_path;
 mod faults;
 mod http;
 mod liars;
@@ -30,7 +29,6 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(dns::trials(lab));
     all.extend(http::trials(lab));
     all.extend(path::trials(lab));
-    all.extend(dns_path::trials(lab));
     all.extend(modes::trials(lab));
     all.extend(liars::trials(lab));
     all.extend(faults::trials(lab));

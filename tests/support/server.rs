@@ -190,6 +190,13 @@ impl Server {
         self.child.wait().expect("waited").code()
     }
 
+    /// The most kilobytes that were in memory at once.
+    pub fn peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        peak.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+    }
+
     /// Kilobytes in memory, and open file descriptors.
     pub fn weight(&self) -> (u64, usize) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::plan::payload::PayloadError;
-use crate::runner::QueueFull;
+use crate::queue::QueueFull;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -38,6 +38,8 @@ pub enum ApiError {
     UnknownReceipt,
     #[error(transparent)]
     QueueFull(#[from] QueueFull),
+    #[error("The server is too busy to check the request. Try again later.")]
+    Busy,
     #[error("The server is shutting down.")]
     ShuttingDown,
 }
@@ -55,14 +57,14 @@ impl ApiError {
             Self::QueueFull(_) | Self::TooManyGuesses { .. } | Self::TooManyRequests { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     /// Seconds after which it is worth trying again.
     fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::QueueFull(_) => Some(1),
+            Self::QueueFull(_) | Self::Busy => Some(1),
             Self::ShuttingDown => Some(10),
             Self::TooManyGuesses { retry_after_s } | Self::TooManyRequests { retry_after_s } => Some(*retry_after_s),
             _ => None,

@@ -20,7 +20,7 @@ async fn metrics(State(api): State<Arc<Api>>) -> Response {
     let slots = api.runner.slots();
     let (receipts_running, receipts_finished, receipt_bytes) = api.receipts.counts();
     let now = Now {
-        waiting: api.runner.queue().0,
+        waiting: api.runner.queue().held().tests,
         busy: slots.iter().filter(|slot| slot.busy).count(),
         slots: slots.len(),
         sandboxes: slots.iter().map(|slot| slot.sandboxes).sum(),

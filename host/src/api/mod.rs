@@ -28,6 +28,7 @@ use scouter_net::Net;
 
 pub use auth::Auth;
 pub use error::ApiError;
+pub use tests::Costs;
 
 /// What handlers share.
 pub struct Api {
@@ -40,6 +41,7 @@ pub struct Api {
     pub services: Arc<Services>,
     pub max_tests: usize,
     pub max_body: usize,
+    pub costs: Costs,
     pub started: Instant,
     /// No new tests: the server is on its way out.
     pub stopping: AtomicBool,

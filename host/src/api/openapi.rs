@@ -37,7 +37,7 @@ fn of(api: &Api) -> Value {
         let mut given = plugin.options.json().clone();
         with_id(&mut given);
         schemas.insert(options.clone(), given);
-        schemas.insert(result.clone(), plugin.result_schema.clone());
+        schemas.insert(result.clone(), plugin.result.json().clone());
         let list = json!({"type": "array", "items": reference(&options), "description": plugin.summary});
         payload.insert(plugin.name.clone(), list);
         let test = json!({"allOf": [reference("Test"), {"type": "object", "properties": {"result": {"anyOf": [

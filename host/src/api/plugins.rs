@@ -23,7 +23,7 @@ async fn plugins(State(api): State<Arc<Api>>) -> Json<Value> {
                 "version": plugin.version,
                 "summary": plugin.summary,
                 "options": plugin.options.json(),
-                "result": plugin.result_schema,
+                "result": plugin.result.json(),
                 "imports": plugin.imports,
                 "sha256": plugin.sha256,
             })

@@ -60,6 +60,9 @@ struct Worker {
 struct Queue {
     waiting: usize,
     max: usize,
+    /// Of options and ids.
+    bytes: usize,
+    max_bytes: usize,
 }
 
 #[derive(Serialize)]
@@ -94,7 +97,7 @@ impl Worker {
 }
 
 async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
-    let (waiting, max) = api.runner.queue();
+    let (held, limits) = (api.runner.queue().held(), api.runner.queue().limits());
     let (asn_database, asn_database_problem) = api.services.net.asn.status();
     let (running, finished, bytes) = api.receipts.counts();
     Json(Body {
@@ -102,7 +105,7 @@ async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
         worker_status: api.runner.slots().iter().enumerate().map(|(index, slot)| Worker::new(index, slot)).collect(),
         version: env!("CARGO_PKG_VERSION"),
         uptime_s: api.started.elapsed().as_secs(),
-        queue: Queue { waiting, max },
+        queue: Queue { waiting: held.tests, max: limits.tests, bytes: held.bytes, max_bytes: limits.bytes },
         receipts: Kept { running, finished, bytes },
         plugins: api.plugins.iter().map(|plugin| plugin.name.clone()).collect(),
         asn_database,

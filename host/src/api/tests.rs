@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Api, ApiError};
 use crate::plan::Plan;
@@ -20,6 +21,12 @@ use crate::receipts::Receipt;
 
 /// A body must have arrived after this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A body that has not been checked after this is answered 503.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bodies checked at once.
+const CHECKS: usize = 2;
+/// Bytes of all bodies in memory; at the largest body that can be allowed, one.
+const BODIES_BYTES: usize = 64 << 20;
 /// The longest wait of one request: well below what proxies allow an answer to take.
 const MAX_WAIT_S: f64 = 300.0;
 
@@ -71,14 +78,76 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::MediaType(essence.chars().take(100).collect()))
 }
 
-async fn read(body: Body, max: usize) -> Result<Bytes, ApiError> {
-    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await;
-    match read {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { max }),
-        // The connection is gone: nobody reads what is answered.
-        Ok(Err(_)) => Err(PayloadError::NotAnObject.into()),
-        Err(_) => Err(ApiError::BodyTooSlow { seconds: BODY_TIMEOUT.as_secs() }),
+/// What all requests together may cost while their bodies are read and checked.
+pub struct Costs {
+    /// Bytes of bodies in memory.
+    bodies: Arc<Semaphore>,
+    /// Bodies being checked.
+    checks: Arc<Semaphore>,
+}
+
+impl Default for Costs {
+    fn default() -> Self {
+        Self { bodies: Arc::new(Semaphore::new(BODIES_BYTES)), checks: Arc::new(Semaphore::new(CHECKS)) }
+    }
+}
+
+/// A body, and its share of the memory for bodies.
+struct Received {
+    bytes: Vec<u8>,
+    share: Option<OwnedSemaphorePermit>,
+}
+
+async fn read(api: &Api, body: Body) -> Result<Received, ApiError> {
+    let max = api.max_body;
+    let reading = async {
+        let mut received = Received { bytes: vec![], share: None };
+        let mut body = std::pin::pin!(Limited::new(body, max));
+        while let Some(frame) = body.frame().await {
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::BodyTooLarge { max }),
+                // The connection is gone: nobody reads what is answered.
+                Err(_) => return Err(PayloadError::NotAnObject.into()),
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            let share = Arc::clone(&api.costs.bodies).acquire_many_owned(u32::try_from(data.len()).unwrap_or(u32::MAX));
+            let share = share.await.map_err(|_| ApiError::Busy)?;
+            match &mut received.share {
+                Some(held) => held.merge(share),
+                None => received.share = Some(share),
+            }
+            received.bytes.extend_from_slice(&data);
+        }
+        Ok(received)
+    };
+    let timed_out = |_| ApiError::BodyTooSlow { seconds: BODY_TIMEOUT.as_secs() };
+    tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(timed_out)?
+}
+
+/// Parses and checks a body away from the threads that answer, a few at a time: that takes up to some ten milliseconds,
+/// and a multiple of the body's memory.
+async fn plan(api: &Arc<Api>, body: Received) -> Result<Plan, ApiError> {
+    let checking = async {
+        let permit = Arc::clone(&api.costs.checks).acquire_owned().await;
+        let for_check = Arc::clone(api);
+        let check = move || {
+            let Received { bytes, share } = body;
+            let payload = Payload::parse(&bytes, for_check.max_tests);
+            drop((bytes, share));
+            let plan = payload.map(|payload| Plan::new(payload, &for_check.plugins));
+            drop(permit);
+            plan
+        };
+        api.runner.spawn_blocking(check).await
+    };
+    match tokio::time::timeout(CHECK_TIMEOUT, checking).await {
+        Ok(Ok(plan)) => Ok(plan?),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "a payload could not be checked");
+            Err(ApiError::Busy)
+        }
+        Err(_) => Err(ApiError::Busy),
     }
 }
 
@@ -92,13 +161,13 @@ async fn submit(
     }
     let wait = wait_of(query.as_deref())?;
     check_media_type(request.headers())?;
-    let body = read(request.into_body(), api.max_body).await?;
-    let payload = Payload::parse(&body, api.max_tests)?;
+    let body = read(&api, request.into_body()).await?;
+    let plan = plan(&api, body).await?;
     // Once more: a body may take its time, and the server may have begun to stop meanwhile.
     if api.stopping.load(Ordering::Relaxed) {
         return Err(ApiError::ShuttingDown);
     }
-    let receipt = api.runner.submit(Plan::new(payload, &api.plugins), &api.receipts)?;
+    let receipt = api.runner.submit(plan, &api.receipts)?;
     let mut response = match wait {
         Some(wait) => {
             receipt.wait(wait).await;

@@ -21,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{ALIASES, Engine, LogFormat, Serve};
 use crate::metrics::Metrics;
 use crate::plan::{Action, Plan};
+use crate::queue::Limits;
 use crate::runner::Runner;
 use crate::sandbox::{Plugins, Progress};
 use crate::services::{Runtimes, Services};
@@ -262,7 +263,9 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
         }
         anyhow::bail!("there is no test type '{}'; there is: {}", run.test_type, known.join(", "));
     }
-    let runner = Runner::new(Arc::clone(&services), runtimes.guests.handle().clone(), 1, 1, engine.test_timeout());
+    let waiting = Limits { tests: 1, bytes: usize::MAX };
+    let runner =
+        Runner::new(Arc::clone(&services), runtimes.guests.handle().clone(), 1, waiting, engine.test_timeout());
     let payload = crate::plan::payload::Payload(vec![(run.test_type, vec![options])]);
     let Some(planned) = Plan::new(payload, &plugins).tests.pop() else { anyhow::bail!("nothing to run") };
     let (plugin, options) = match planned.action {

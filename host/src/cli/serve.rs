@@ -14,8 +14,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::api::{self, Api, Auth, Network};
+use crate::api::{self, Api, Auth, Costs, Network};
 use crate::config::{Engine, Serve};
+use crate::queue::Limits;
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
 use crate::server::{self, Identity, Listening};
@@ -46,7 +47,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         services,
         runtimes.guests.handle().clone(),
         slots,
-        usize::try_from(settings.max_queue)?,
+        Limits { tests: usize::try_from(settings.max_queue)?, bytes: usize::try_from(settings.max_queue_bytes)? },
         engine.test_timeout(),
     );
     let api = Arc::new(Api {
@@ -59,6 +60,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         services: Arc::clone(&kept),
         max_tests: usize::try_from(settings.max_test_count)?,
         max_body: usize::try_from(settings.max_body_bytes)?,
+        costs: Costs::default(),
         started,
         stopping: AtomicBool::new(false),
     });

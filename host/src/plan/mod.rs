@@ -7,7 +7,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::plan::payload::{Options, Payload};
+use crate::sandbox::schema::refusal;
 use crate::sandbox::{Plugin, Plugins};
+
+/// Bytes of one waiting test besides what the caller wrote.
+const OVERHEAD: usize = 512;
 
 /// Every test of one payload, in the order in which it was written.
 #[derive(Debug)]
@@ -50,6 +54,17 @@ impl Plan {
 }
 
 impl PlannedTest {
+    /// Bytes that the test holds while it waits.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let id = self.id.as_str().map_or(0, str::len);
+        let text = match &self.action {
+            Action::Run { options, .. } => options.len(),
+            Action::Refuse { message, .. } => message.len(),
+        };
+        OVERHEAD + id + text
+    }
+
     fn new(type_index: usize, mut options: Options, plugin: Option<&Arc<Plugin>>) -> Self {
         let (id, bad_id) = take_id(&mut options);
         let action = match (plugin, bad_id) {
@@ -64,17 +79,20 @@ impl PlannedTest {
     }
 }
 
-/// The caller's id if it is a string or a number; a fresh one, and what is wrong, if it is anything else.
+/// Characters of an id that is a text: it is kept with the result.
+pub const ID_CHARS: usize = 256;
+
+/// The caller's id if it is a text or a number; a fresh one without, and a fresh one and what is wrong with anything else.
 fn take_id(options: &mut Options) -> (Value, Option<String>) {
     let names: Vec<String> = options.keys().filter(|name| name.eq_ignore_ascii_case("id")).cloned().collect();
-    let mut given = names.iter().filter_map(|name| options.shift_remove(name));
+    let mut given = names.iter().filter_map(|name| options.shift_remove(name)).filter(|id| !id.is_null());
     match (given.next(), given.next()) {
         (_, Some(_)) => (random_id(), Some("Provided test option of 'id' was given more than once.".into())),
-        (Some(id @ (Value::String(_) | Value::Number(_))), None) => (id, None),
+        (Some(Value::String(id)), None) if id.chars().nth(ID_CHARS).is_none() => (id.into(), None),
+        (Some(id @ Value::Number(_)), None) => (id, None),
         (Some(other), None) => {
-            let message =
-                format!("Provided value of '{other}' for option 'id' is not allowed. Expected: text or a number.");
-            (random_id(), Some(message))
+            let expected = format!("text of at most {ID_CHARS} characters, or a number");
+            (random_id(), Some(refusal("id", &other, &expected)))
         }
         (None, None) => (random_id(), None),
     }
@@ -105,10 +123,23 @@ mod tests {
 
     #[test]
     fn an_id_that_is_neither_text_nor_number_is_refused() {
-        for bad in [json!(null), json!(true), json!([]), json!({})] {
+        for bad in [json!(true), json!([]), json!({}), json!("x".repeat(ID_CHARS + 1))] {
             assert!(id_of(json!({"id": bad})).1.is_some());
         }
         assert!(id_of(json!({"id": 1, "ID": 2})).1.is_some());
+        let (_, message) = id_of(json!({"id": [1]}));
+        assert_eq!(
+            message.as_deref(),
+            Some(
+                "Provided value of '[1]' for option 'id' is not allowed. Expected: text of at most 256 characters, or a number."
+            )
+        );
+    }
+
+    #[test]
+    fn null_is_no_id() {
+        let (id, message) = id_of(json!({"id": null}));
+        assert!(id.as_str().is_some_and(|id| id.len() == 6) && message.is_none());
     }
 
     #[test]

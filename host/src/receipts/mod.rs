@@ -33,7 +33,7 @@ pub struct Budget {
     pub receipts: u64,
     /// Bytes of results in one receipt.
     pub receipt_bytes: usize,
-    /// Bytes of results in all finished receipts.
+    /// Bytes of all finished receipts.
     pub total_bytes: u64,
 }
 
@@ -50,7 +50,10 @@ pub struct Receipt {
     made: Instant,
     types: Vec<(String, usize)>,
     results: Mutex<Vec<TestResult>>,
+    /// Bytes of results.
     bytes: AtomicUsize,
+    /// Bytes of everything else that is kept: the receipt itself, names of types, what watchers are told of each test.
+    frame: usize,
     finished: watch::Sender<usize>,
     /// For watchers: each test's news, how much has happened, and the same number where one can wait for it.
     news: Mutex<Vec<News>>,
@@ -96,6 +99,7 @@ impl Receipts {
                 plan.tests.iter().map(|t| TestResult { type_index: t.type_index, json: None }).collect(),
             ),
             bytes: AtomicUsize::new(0),
+            frame: frame(plan),
             finished: watch::Sender::new(0),
             news: Mutex::new(vec![News::default(); plan.tests.len()]),
             happened: AtomicU64::new(0),
@@ -191,7 +195,7 @@ impl Receipts {
         });
     }
 
-    /// Receipts kept: running, finished; and bytes of results in the finished ones.
+    /// Receipts kept: running, finished; and the bytes of the finished ones.
     #[must_use]
     pub fn counts(&self) -> (usize, u64, u64) {
         (self.running.lock().len(), self.finished.entry_count(), self.finished_weight.load(Ordering::Relaxed))
@@ -203,6 +207,18 @@ impl Budget {
     fn share(self) -> u32 {
         u32::try_from(self.total_bytes / self.receipts.max(1)).unwrap_or(u32::MAX).max(1)
     }
+}
+
+/// Bytes that a receipt holds before its first result.
+fn frame(plan: &Plan) -> usize {
+    /// The receipt, its id in two places, and the maps' entries.
+    const RECEIPT: usize = 1024;
+    /// Of each type and of each test, besides the type's name.
+    const TYPE: usize = 64;
+    const TEST: usize = 256;
+    // What watchers are told names the type in each test, with up to six characters for one.
+    let types = plan.types.iter().map(|(name, tests)| TYPE + name.len() + tests * (TEST + 6 * name.len()));
+    RECEIPT + types.sum::<usize>()
 }
 
 struct EndOfLife {
@@ -227,7 +243,8 @@ impl Receipt {
     }
 
     fn weight(&self, share: u32) -> u32 {
-        u32::try_from(self.bytes.load(Ordering::Relaxed)).unwrap_or(u32::MAX).max(share)
+        let held = self.frame + self.bytes.load(Ordering::Relaxed);
+        u32::try_from(held).unwrap_or(u32::MAX).max(share)
     }
 
     /// Waits until every test is finished, or the time is up.
@@ -287,7 +304,7 @@ mod tests {
     use crate::plan::{Action, PlannedTest};
 
     fn budget() -> Budget {
-        Budget { lifetime: Duration::from_mins(10), receipts: 10, receipt_bytes: 100, total_bytes: 1000 }
+        Budget { lifetime: Duration::from_mins(10), receipts: 10, receipt_bytes: 100, total_bytes: 20_000 }
     }
 
     fn plan(types: &[(&str, usize)]) -> Plan {
@@ -356,7 +373,22 @@ mod tests {
         assert!(receipts.get(&first.id).is_none());
         assert!(receipts.get(&running.id).is_some());
         let (_, finished, weight) = receipts.counts();
-        assert!(finished <= 10 && weight <= 1000, "{finished} receipts, {weight} bytes");
+        assert!(finished <= 10 && weight <= 20_000, "{finished} receipts, {weight} bytes");
+    }
+
+    #[test]
+    fn names_of_types_weigh_as_results_do() {
+        let budget = Budget { receipts: 1_000_000, total_bytes: 100_000, ..budget() };
+        let receipts = Receipts::new(budget);
+        let name = "n".repeat(64);
+        let types: Vec<(&str, usize)> = (0..10).map(|_| (name.as_str(), 0)).collect();
+        for _ in 0..1000 {
+            let _ = receipts.open(&plan(&types));
+        }
+        receipts.expire();
+        let (_, finished, weight) = receipts.counts();
+        // Each holds its ten names at least.
+        assert!(finished > 0 && finished * 640 < 100_000 && weight <= 100_000, "{finished} receipts, {weight} bytes");
     }
 
     #[test]

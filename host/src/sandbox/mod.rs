@@ -15,14 +15,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Linker;
 
 use crate::services::Services;
 use imports::{PluginPre, RunState};
-use schema::OptionsSchema;
+use schema::{OptionsSchema, ResultSchema};
 
 pub use compile::child_main as compile_main;
 pub use progress::Progress;
@@ -43,8 +42,7 @@ pub struct Plugin {
     pub version: String,
     pub summary: String,
     pub options: OptionsSchema,
-    pub result_schema: Value,
-    result: jsonschema::Validator,
+    pub result: Arc<ResultSchema>,
     /// What the component imports: what it may do.
     pub imports: Vec<String>,
     /// Of the file, hexadecimal.
@@ -157,16 +155,13 @@ impl Plugin {
             Ok(text)
         };
         let options = OptionsSchema::parse(&description.options_schema).map_err(anyhow::Error::msg)?;
-        let result_schema: Value = serde_json::from_str(&description.result_schema).context("result schema")?;
-        let result =
-            jsonschema::validator_for(&result_schema).map_err(|error| anyhow::anyhow!("result schema: {error}"))?;
+        let result = ResultSchema::parse(&description.result_schema).map_err(anyhow::Error::msg)?;
         Ok(Self {
             name,
             version: text("version", description.version, 64)?,
             summary: text("summary", description.summary, 500)?,
             options,
-            result_schema,
-            result,
+            result: Arc::new(result),
             imports,
             sha256: hex::encode(Sha256::digest(&bytes)),
             pre,

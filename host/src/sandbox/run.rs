@@ -11,7 +11,12 @@ use super::Plugin;
 use super::imports::{PluginPre, RunState, wit};
 use super::limits::{self, LimitHit};
 use super::progress::Progress;
+use super::schema::ResultSchema;
 use crate::services::Services;
+
+/// A result that is not checked after this counts as unusable. The steps of a check are bounded: only a machine under
+/// heavy load comes near.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a plugin gave back, checked.
 #[derive(Debug)]
@@ -157,33 +162,43 @@ impl Plugin {
         let full = log.len() >= limits::LOG_BYTES;
         match called {
             Err(RunError::Trap(_)) if full => Err(RunError::Log),
-            called => self.check(called?),
+            called => self.check(called?).await,
         }
     }
 
-    fn check(&self, outcome: wit::test::Outcome) -> Result<Outcome, RunError> {
-        let bad = |what: String| Err(RunError::BadResult(what));
-        if outcome.result.len() > limits::RESULT_BYTES {
-            return bad(format!("over {} KiB", limits::RESULT_BYTES >> 10));
+    /// Away from the threads that run guests: a result takes a while to check when its schema is a long one.
+    async fn check(&self, outcome: wit::test::Outcome) -> Result<Outcome, RunError> {
+        let schema = Arc::clone(&self.result);
+        let checking = tokio::task::spawn_blocking(move || checked(outcome, &schema));
+        match tokio::time::timeout(CHECK_TIMEOUT, checking).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => Err(RunError::BadResult(format!("checking it failed: {error}"))),
+            Err(_) => Err(RunError::BadResult(format!("checking it takes more than {} s", CHECK_TIMEOUT.as_secs()))),
         }
-        let value: serde_json::Value = match serde_json::from_str(&outcome.result) {
-            Ok(value) => value,
-            Err(error) => return bad(format!("not JSON: {error}")),
-        };
-        let Some(object) = value.as_object() else { return bad("not a JSON object".into()) };
-        // A test that could not run at all has an empty result, which no schema with required fields allows.
-        let ran = outcome.message.is_none() || !object.is_empty();
-        if ran && let Some(error) = self.result.iter_errors(&value).next() {
-            let at = error.instance_path().as_str().to_owned();
-            return bad(format!("not as its schema says at '{}'", at.escape_debug()));
-        }
-        if outcome.message.as_ref().is_some_and(|m| m.len() > 4096) {
-            return bad("its message is over 4096 bytes".into());
-        }
-        // Written anew: what goes out is one JSON value without doubled keys, whatever the plugin wrote.
-        match RawValue::from_string(value.to_string()) {
-            Ok(result) => Ok(Outcome { failed: outcome.failed, message: outcome.message, result }),
-            Err(error) => bad(error.to_string()),
-        }
+    }
+}
+
+fn checked(outcome: wit::test::Outcome, schema: &ResultSchema) -> Result<Outcome, RunError> {
+    let bad = |what: String| Err(RunError::BadResult(what));
+    if outcome.result.len() > limits::RESULT_BYTES {
+        return bad(format!("over {} KiB", limits::RESULT_BYTES >> 10));
+    }
+    let value: serde_json::Value = match serde_json::from_str(&outcome.result) {
+        Ok(value) => value,
+        Err(error) => return bad(format!("not JSON: {error}")),
+    };
+    let Some(object) = value.as_object() else { return bad("not a JSON object".into()) };
+    // A test that could not run at all has an empty result, which no schema with required fields allows.
+    let ran = outcome.message.is_none() || !object.is_empty();
+    if ran && let Err(mistake) = schema.check(&value) {
+        return bad(mistake);
+    }
+    if outcome.message.as_ref().is_some_and(|m| m.len() > 4096) {
+        return bad("its message is over 4096 bytes".into());
+    }
+    // Written anew: what goes out is one JSON value without doubled keys, whatever the plugin wrote.
+    match RawValue::from_string(value.to_string()) {
+        Ok(result) => Ok(Outcome { failed: outcome.failed, message: outcome.message, result }),
+        Err(error) => bad(error.to_string()),
     }
 }
