@@ -1,5 +1,6 @@
 //! What the documentation says of settings, options and commands is what the program has.
 
+use std::path::Path;
 use std::process::Output;
 
 use libtest_mimic::Trial;
@@ -15,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
         every_option_has_its_row,
         every_link_leads_to_a_file,
         every_page_is_linked_from_the_readme,
+        every_test_that_the_threats_name_is_there,
     )
 }
 
@@ -117,4 +119,40 @@ fn every_page_is_linked_from_the_readme() {
     for name in markdown().into_iter().filter(|name| name.starts_with("docs/") && !parts.contains(&name.as_str())) {
         assert!(readme.contains(&format!("]({name})")), "README.md does not lead to {name}");
     }
+}
+
+fn sources(folder: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_dir() {
+            sources(&entry, text);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&std::fs::read_to_string(&entry).expect("text"));
+        }
+    }
+}
+
+/// `lab::ping::a_name`, or the beginning of a name with `…`.
+fn every_test_that_the_threats_name_is_there() {
+    let mut text = String::new();
+    for folder in ["tests", "host/src", "net/src", "plugins", "sdk/src"] {
+        sources(&root().join(folder), &mut text);
+    }
+    let page = page("docs/security.md");
+    let quoted = page.split('`').skip(1).step_by(2).filter(|quoted| quoted.contains("::") || quoted.starts_with('…'));
+    let mut seen = 0;
+    for name in quoted {
+        let last = name.rsplit("::").next().expect("a part").trim_start_matches('…');
+        let (beginning, whole) = match last.strip_suffix('…') {
+            Some(beginning) => (beginning, false),
+            None => (last, true),
+        };
+        // A module alone.
+        if beginning.is_empty() || !beginning.contains('_') {
+            continue;
+        }
+        let wanted = format!("fn {beginning}{}", if whole { "(" } else { "" });
+        assert!(text.contains(&wanted), "docs/security.md names {name}, and there is no such test");
+        seen += 1;
+    }
+    assert!(seen > 30, "{seen}");
 }
