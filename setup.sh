@@ -96,4 +96,8 @@ if [ "${1:-}" = test ] || [ "${1:-}" = bench ]; then
         target/lab-venv/bin/pip -q install --disable-pip-version-check 'aioquic==1.*' 'mmdb_writer==0.2.*' 'schemathesis==4.*'
     fi
 fi
+if [ "${1:-}" = bench ] && [ ! -x target/lab-venv/bin/termtosvg ]; then
+    say 'installing termtosvg (Python) into target/lab-venv: to record the picture in README'
+    target/lab-venv/bin/pip -q install --disable-pip-version-check 'termtosvg==1.*'
+fi
 say 'everything needed is there'

@@ -9,6 +9,7 @@ mod figures;
 mod load;
 mod pages;
 mod paths;
+mod recording;
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -44,6 +45,10 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     assert!(nix::unistd::geteuid().is_root(), "the lab needs root");
     let lab = Lab::build();
+    // Not a measurement: only when it is asked for.
+    if wanted.iter().any(|w| w == "recording") {
+        recording::recording(&lab);
+    }
     for (name, measure) in ALL {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
             measure(&lab);

@@ -1,0 +1,25 @@
+//! The picture in README: `scouter run traceroute` on a terminal, recorded by termtosvg (a Python package that
+//! `setup.sh bench` installs) in the lab, along the chain of routers.
+
+use std::process::Command;
+
+use crate::report;
+use crate::support::lab::Lab;
+use crate::support::{plugins, root, scouter};
+
+pub fn recording(lab: &Lab) {
+    let arguments = "run traceroute dst=10.81.0.2 proto=UDP";
+    let settings = format!(
+        "SCOUTER_PLUGIN_DIR={} SCOUTER_TARGETS_ALLOW=10.80.0.0/15 SCOUTER_MMDB_PATH={}",
+        plugins().display(),
+        root().join("tests/support/asn.mmdb").display()
+    );
+    let script = format!("printf '$ scouter {arguments}\\n'; sleep 1; env {settings} {} {arguments}; sleep 4", scouter());
+    let picture = root().join("docs/traceroute.svg");
+    let mut recorder = lab.probe.command(root().join("target/lab-venv/bin/termtosvg").to_str().expect("UTF-8"));
+    recorder.env("TERM", "xterm-256color").arg(&picture).args(["-g", "100x26", "-t", "window_frame", "-c"]);
+    let output = Command::output(recorder.arg(format!("sh -c \"{script}\""))).expect("termtosvg runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let size = std::fs::metadata(&picture).expect("a picture").len();
+    report("docs/traceroute.svg", &format!("{} KiB", size >> 10), "recorded again");
+}
