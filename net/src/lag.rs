@@ -4,7 +4,7 @@
 //! and that moment lie the kernel's scheduler, the I/O driver and the tasks before it in the queue: this host's own
 //! load, which must not be reported as the target's time. A `timerfd` is a socket to the I/O driver, and the moment of
 //! its expiry is known: how late its task runs is how late every task was at that time. The timer runs only while
-//! somebody measures (500 wake-ups per second, below 1 % of a core).
+//! somebody measures (500 wake-ups per second: 1–3 % of a core).
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,4 +1,4 @@
-//! One HTTP exchange with the true length of each of its phases.
+//! One HTTP exchange and the duration of each of its phases.
 //!
 //! Why not reqwest: it has no place to vet the address that is about to be dialled (a literal address skips even its
 //! resolver), and it does not tell the phases apart. This is hyper (HTTP/1, HTTP/2) and h3 (HTTP/3) on connections

@@ -1,4 +1,4 @@
-//! Servers that misbehave, on loopback: what each comes to, and what it costs others.
+//! Servers that misbehave, on loopback: the failure that each causes, and the delay of measurements beside them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -120,7 +120,7 @@ fn what_is_measured_beside_floods_is_right_or_marked() {
 }
 
 #[tokio::test]
-async fn what_a_server_says_by_the_way_is_passed_over() {
+async fn interim_responses_before_the_final_one_are_passed_over() {
     let lag = LagMonitor::open().expect("a timer");
     let address = server(|mut stream| {
         let hints = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(limits::INTERIM);

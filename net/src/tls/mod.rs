@@ -1,4 +1,4 @@
-//! TLS and QUIC towards targets (rustls): who they are, whether that can be believed, and what was negotiated.
+//! TLS and QUIC connections to targets (rustls): certificates, their verification, and what was negotiated.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
