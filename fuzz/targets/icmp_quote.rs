@@ -3,12 +3,14 @@
 
 #![no_main]
 
+use scouter_net::Family;
 use scouter_net::packet::quoted;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let [first, length, body @ ..] = data else { return };
     let v6 = first & 1 == 1;
-    if let Some((quoted, found)) = quoted::split(v6, body, usize::from(*length) * if v6 { 8 } else { 4 }) {
+    let family = if v6 { Family::V6 } else { Family::V4 };
+    if let Some((quoted, found)) = quoted::split(family, body, usize::from(*length) * if v6 { 8 } else { 4 }) {
         assert!(quoted.transport.len() < body.len());
         let bytes = found.labels.len() * 4 + found.others.iter().map(|object| object.data.len() + 4).sum::<usize>();
         assert!(bytes <= body.len());
@@ -26,7 +28,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     structure[2..4].copy_from_slice(&sum.to_be_bytes());
     message.extend(&structure);
     for said in [128, 0] {
-        let Some((_, found)) = quoted::split(v6, &message, said) else { panic!("a whole quote is not found") };
+        let Some((_, found)) = quoted::split(family, &message, said) else { panic!("a whole quote is not found") };
         assert_eq!(found.labels.len(), 1);
         let label = found.labels[0];
         assert_eq!((label.value, label.ttl, label.bottom_of_stack), (0xf_ffff, 7, true));

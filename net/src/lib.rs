@@ -24,6 +24,7 @@ pub mod ping;
 /// Probes with a limited TTL and their answers.
 pub mod trace;
 
+mod family;
 /// How late the I/O threads serve a socket that is ready.
 pub mod lag;
 mod metered;
@@ -34,7 +35,7 @@ pub mod os_error;
 /// Wire formats and sockets.
 pub mod packet;
 mod scope;
-/// A schedule of probes and what came of each: shared by `ping` and `trace`.
+/// Schedules, rate limits and verdicts of a series of probes: shared by `ping` and `trace`.
 pub mod series;
 /// TLS and QUIC clients.
 pub mod tls;
@@ -43,21 +44,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+pub use family::{Family, FamilyFilter};
 use policy::Policy;
 use system::System;
-
-/// Which addresses of a name are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    Any,
-    V4,
-    V6,
-}
 
 /// All engines of one process.
 pub struct Net {
     pub ping: ping::Ping,
-    pub trace: trace::Traces,
+    pub trace: trace::Tracer,
     pub asn: Arc<asn::Asn>,
     pub resolver: Arc<address::Resolver>,
     pub browsers: browser::Browsers,
@@ -79,7 +73,7 @@ impl Net {
         let ping = ping::Ping::open();
         let resolver = Arc::new(address::Resolver::new(system, policy.clone()));
         Ok(Self {
-            trace: trace::Traces::open(&ping.receivers()),
+            trace: trace::Tracer::open(|family| ping.receiver(family).cloned()),
             ping,
             asn: Arc::new(asn::Asn::new(asn_file)),
             browsers: browser::Browsers::new(browsers, Arc::clone(&resolver), Arc::new(policy.clone())),

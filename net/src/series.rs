@@ -1,111 +1,164 @@
-//! One series of probes: paces, matches by index, measures, and says what happened. Pings and traces are series; what
-//! a probe is, and how its answer is known, is the link's business.
+//! One series of probes: paces them, matches arrivals by index, measures round-trip times and reports events. Pings and
+//! traces are series; building a probe and recognising its answer is the work of their [`Channel`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::{Instant, sleep_until};
 
-use crate::packet::socket::Stamp;
+use crate::packet::socket::Timestamp;
 
-/// Messages of one series that wait for it; what comes while it is full counts as dropped here.
-pub const SERIES_ROOM: usize = 4096;
+/// Arrivals of one series that wait to be processed; further ones are dropped and counted as overflow.
+const QUEUE_CAPACITY: usize = 4096;
 
-/// How long after its timeout a probe is still waited for, so that an answer that the kernel stamped in time is not
-/// called lost because this process was slow to read it.
+/// How long after its timeout a probe is still waited for: an answer whose kernel timestamp is in time is not lost
+/// because this process read it late.
 pub const GRACE: Duration = Duration::from_millis(50);
-/// Duplicates reported in one series, and late answers and asides: a flood of one must not fill the memory, nor hide
-/// the other.
-const EXTRAS: u32 = 100;
+/// Duplicates reported in one series; and, counted apart, late answers and messages that do not settle. A flood of one
+/// kind must neither fill the memory nor suppress the other.
+const MAX_EXTRA_EVENTS: u32 = 100;
 
-/// What bounds the packets that one test sends in a second, over all of its series.
+/// Limits the packets per second of one test, over all of its series.
 pub type Rate = Arc<DefaultDirectRateLimiter>;
 
-/// `burst` packets at once, and `per_second` of them in the long run.
+/// A token bucket: `burst` packets at once, and `per_second` packets per second in the long run.
 #[must_use]
 pub fn rate(per_second: std::num::NonZeroU32, burst: std::num::NonZeroU32) -> Rate {
     Arc::new(RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)))
 }
 
-/// When to send, and how long to wait.
+/// Pace and timeout of a series.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
-    /// Probes, numbered from 0.
+    /// Number of probes; their indices count from 0.
     pub count: u32,
+    /// From one probe to the next.
     pub interval: Duration,
-    /// For each probe.
+    /// For each probe, from its departure.
     pub timeout: Duration,
 }
 
-/// How a series reaches the network.
-pub trait Link: Send + 'static {
-    type What: Send;
+/// How a series sends its probes and receives what belongs to them.
+pub trait Channel: Send + 'static {
+    type Response: Send;
 
-    /// Sends one probe. The stamp is read just before the packet goes to the kernel.
-    fn send(&mut self, index: u32) -> impl Future<Output = Result<Stamp, String>> + Send;
-    /// The next message that belongs to this series; None when [`wanted`](Self::wanted) has changed. Must lose nothing
-    /// when dropped.
-    fn arrival(&mut self) -> impl Future<Output = Option<Arrival<Self::What>>> + Send;
-    /// Packets that this host dropped for want of room since the series began.
+    /// Sends one probe and returns its departure.
+    ///
+    /// # Errors
+    /// A description of this host's failure.
+    fn send(&mut self, index: u32) -> impl Future<Output = Result<Timestamp, String>> + Send;
+    /// The next message that belongs to this series; None when [`is_wanted`](Self::is_wanted) has changed. Must be
+    /// cancel-safe.
+    fn arrival(&mut self) -> impl Future<Output = Option<Arrival<Self::Response>>> + Send;
+    /// Packets that this host dropped since the series began, because a buffer or queue was full.
     fn overflow(&self) -> u32;
-    /// Is anybody still interested in this probe?
-    fn wanted(&self, _index: u32) -> bool {
+    /// Is this probe to be sent and waited for?
+    fn is_wanted(&self, _index: u32) -> bool {
         true
     }
 }
 
-/// A message that belongs to the series.
+/// A message that belongs to a series.
 #[derive(Debug, Clone)]
-pub struct Arrival<W> {
+pub struct Arrival<R> {
     pub index: u32,
     pub source: IpAddr,
-    /// The kernel's receive timestamp, since the epoch.
-    pub at: Option<Duration>,
-    /// It does not settle its probe: what the probe waits for may still come.
-    pub aside: bool,
-    pub what: W,
+    /// Kernel receive timestamp, since the Unix epoch.
+    pub timestamp: Option<Duration>,
+    /// False: the answer that the probe waits for may still come.
+    pub settles: bool,
+    pub response: R,
 }
 
-/// What a message is to its probe.
+/// The event sink of a channel: a bounded queue of arrivals, which counts what this host drops, so that the loss is not
+/// attributed to the network.
+pub struct ArrivalSink<R> {
+    queue: mpsc::Sender<Arrival<R>>,
+    dropped: AtomicU32,
+}
+
+impl<R> ArrivalSink<R> {
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<Arrival<R>>) {
+        let (queue, arrivals) = mpsc::channel(QUEUE_CAPACITY);
+        (Self { queue, dropped: AtomicU32::new(0) }, arrivals)
+    }
+
+    /// Never blocks; drops and counts the arrival when the queue is full.
+    pub fn push(&self, arrival: Arrival<R>) {
+        if self.queue.try_send(arrival).is_err() {
+            self.count_dropped(1);
+        }
+    }
+
+    /// Adds packets that a socket of the series dropped.
+    pub fn count_dropped(&self, packets: u32) {
+        self.dropped.fetch_add(packets, Ordering::Relaxed);
+    }
+
+    /// Packets dropped since the series began.
+    pub fn dropped(&self) -> u32 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+/// How a message relates to its probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Verdict {
+    /// The first answer, within the timeout.
     Answer,
-    /// A further one after the answer.
+    /// A further message after the answer.
     Duplicate,
-    /// After the probe's time was up.
+    /// After the probe's timeout.
     Late,
-    Aside,
+    /// A message that does not settle its probe.
+    NotSettling,
 }
 
 /// What happens in a series, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event<W> {
+pub enum Event<R> {
+    /// The probe left this host.
     Sent(u32),
-    SendFailed { index: u32, reason: String },
-    Heard { index: u32, standing: Standing, source: IpAddr, rtt: Duration, what: W },
+    /// This host could not send the probe.
+    SendFailed {
+        index: u32,
+        reason: String,
+    },
+    Received {
+        index: u32,
+        verdict: Verdict,
+        source: IpAddr,
+        rtt: Duration,
+        response: R,
+    },
+    /// No answer within the timeout.
     Lost(u32),
+    /// Packets that this host dropped, so that probes may be lost here. The last event.
     Overflow(u32),
 }
 
-pub struct Series<W> {
+/// The state machine of one series.
+pub struct Series<R> {
     schedule: Schedule,
     rate: Rate,
-    events: UnboundedSender<Event<W>>,
-    requests: BTreeMap<u32, Request>,
-    /// In the order in which they were sent; those that no longer wait are taken out when they come to the front.
+    events: UnboundedSender<Event<R>>,
+    probes: BTreeMap<u32, SentProbe>,
+    /// Indices in order of departure; those that no longer wait are removed when they reach the front.
     waiting: VecDeque<u32>,
     duplicates_left: u32,
     others_left: u32,
 }
 
-struct Request {
-    sent: Stamp,
+struct SentProbe {
+    departure: Timestamp,
     state: State,
 }
 
@@ -117,138 +170,138 @@ enum State {
     Unwanted,
 }
 
-impl<W: Send> Series<W> {
+impl<R: Send> Series<R> {
     #[must_use]
-    pub fn new(schedule: Schedule, rate: Rate, events: UnboundedSender<Event<W>>) -> Self {
+    pub fn new(schedule: Schedule, rate: Rate, events: UnboundedSender<Event<R>>) -> Self {
         Self {
             schedule,
             rate,
             events,
-            requests: BTreeMap::new(),
+            probes: BTreeMap::new(),
             waiting: VecDeque::new(),
-            duplicates_left: EXTRAS,
-            others_left: EXTRAS,
+            duplicates_left: MAX_EXTRA_EVENTS,
+            others_left: MAX_EXTRA_EVENTS,
         }
     }
 
-    /// Runs to the end: every probe answered or lost.
-    pub async fn run(mut self, mut link: impl Link<What = W>) {
+    /// Runs until each wanted probe is answered, lost or could not be sent.
+    pub async fn run(mut self, mut channel: impl Channel<Response = R>) {
         let mut next = 0;
         let mut next_at = Instant::now();
         loop {
-            self.forget_unwanted(&link);
-            while next < self.schedule.count && !link.wanted(next) {
+            self.abandon_unwanted(&channel);
+            while next < self.schedule.count && !channel.is_wanted(next) {
                 next += 1;
             }
             let all_sent = next >= self.schedule.count;
-            let oldest = self.oldest();
+            let oldest = self.oldest_departure();
             if all_sent && oldest.is_none() {
                 break;
             }
-            let give_up_at = oldest.map_or_else(Instant::now, |sent| (sent + self.schedule.timeout + GRACE).into());
+            let expires_at = oldest.map_or_else(Instant::now, |sent| (sent + self.schedule.timeout + GRACE).into());
             tokio::select! {
                 biased;
-                // Sending comes first: a flood of arrivals must not hold it up.
+                // Sending has priority: a flood of arrivals must not delay it.
                 () = sleep_until(next_at), if !all_sent => {
                     if let Err(full) = self.rate.check() {
                         next_at = Instant::now() + full.wait_time_from(DefaultClock::default().now());
                         continue;
                     }
-                    self.send(next, &mut link).await;
+                    self.send(next, &mut channel).await;
                     next += 1;
-                    // A process that was held up goes on at its pace: what it missed is not sent in one burst.
+                    // After a delay of this process the pace goes on: missed probes are not sent in a burst.
                     next_at = (next_at + self.schedule.interval).max(Instant::now());
                 }
-                // What has arrived is looked at before anything is called lost.
-                arrival = link.arrival() => if let Some(arrival) = arrival {
-                    self.arrived(arrival);
+                // Arrivals are processed before probes expire.
+                arrival = channel.arrival() => if let Some(arrival) = arrival {
+                    self.process(arrival);
                 },
-                () = sleep_until(give_up_at), if oldest.is_some() => self.give_up(),
+                () = sleep_until(expires_at), if oldest.is_some() => self.expire(),
             }
         }
-        if link.overflow() > 0 {
-            self.say(Event::Overflow(link.overflow()));
+        if channel.overflow() > 0 {
+            self.report(Event::Overflow(channel.overflow()));
         }
     }
 
-    async fn send(&mut self, index: u32, link: &mut impl Link<What = W>) {
-        match link.send(index).await {
-            Ok(sent) => {
-                self.requests.insert(index, Request { sent, state: State::Waiting });
+    async fn send(&mut self, index: u32, channel: &mut impl Channel<Response = R>) {
+        match channel.send(index).await {
+            Ok(departure) => {
+                self.probes.insert(index, SentProbe { departure, state: State::Waiting });
                 self.waiting.push_back(index);
-                self.say(Event::Sent(index));
+                self.report(Event::Sent(index));
             }
-            Err(reason) => self.say(Event::SendFailed { index, reason }),
+            Err(reason) => self.report(Event::SendFailed { index, reason }),
         }
     }
 
-    /// When the oldest probe that still waits was sent.
-    fn oldest(&mut self) -> Option<std::time::Instant> {
+    /// When the oldest probe that still waits left.
+    fn oldest_departure(&mut self) -> Option<std::time::Instant> {
         while let Some(index) = self.waiting.front() {
-            match self.requests.get(index) {
-                Some(request) if request.state == State::Waiting => return Some(request.sent.steady),
+            match self.probes.get(index) {
+                Some(probe) if probe.state == State::Waiting => return Some(probe.departure.monotonic),
                 _ => self.waiting.pop_front(),
             };
         }
         None
     }
 
-    fn forget_unwanted(&mut self, link: &impl Link<What = W>) {
+    fn abandon_unwanted(&mut self, channel: &impl Channel<Response = R>) {
         for index in &self.waiting {
-            if let Some(request) = self.requests.get_mut(index)
-                && request.state == State::Waiting
-                && !link.wanted(*index)
+            if let Some(probe) = self.probes.get_mut(index)
+                && probe.state == State::Waiting
+                && !channel.is_wanted(*index)
             {
-                request.state = State::Unwanted;
+                probe.state = State::Unwanted;
             }
         }
     }
 
-    fn say(&self, event: Event<W>) {
-        // Nobody listens when the test has just been stopped.
+    fn report(&self, event: Event<R>) {
+        // The receiver is gone when the test has just been cancelled.
         let _ = self.events.send(event);
     }
 
-    fn arrived(&mut self, arrival: Arrival<W>) {
-        let Arrival { index, source, at, aside, what } = arrival;
-        let Some(request) = self.requests.get_mut(&index) else { return };
-        let rtt = request.sent.until(at);
-        let standing = match request.state {
+    fn process(&mut self, arrival: Arrival<R>) {
+        let Arrival { index, source, timestamp, settles, response } = arrival;
+        let Some(probe) = self.probes.get_mut(&index) else { return };
+        let rtt = probe.departure.elapsed_until(timestamp);
+        let verdict = match probe.state {
             State::Unwanted => return,
-            _ if aside => Standing::Aside,
+            _ if !settles => Verdict::NotSettling,
             State::Waiting if rtt <= self.schedule.timeout => {
-                request.state = State::Answered;
-                Standing::Answer
+                probe.state = State::Answered;
+                Verdict::Answer
             }
             State::Waiting => {
-                request.state = State::Lost;
-                self.say(Event::Lost(index));
-                Standing::Late
+                probe.state = State::Lost;
+                self.report(Event::Lost(index));
+                Verdict::Late
             }
-            State::Lost => Standing::Late,
-            State::Answered => Standing::Duplicate,
+            State::Lost => Verdict::Late,
+            State::Answered => Verdict::Duplicate,
         };
-        let left = match standing {
-            Standing::Answer => None,
-            Standing::Duplicate => Some(&mut self.duplicates_left),
-            Standing::Late | Standing::Aside => Some(&mut self.others_left),
+        let left = match verdict {
+            Verdict::Answer => None,
+            Verdict::Duplicate => Some(&mut self.duplicates_left),
+            Verdict::Late | Verdict::NotSettling => Some(&mut self.others_left),
         };
         match left {
             Some(0) => return,
             Some(left) => *left -= 1,
             None => {}
         }
-        self.say(Event::Heard { index, standing, source, rtt, what });
+        self.report(Event::Received { index, verdict, source, rtt, response });
     }
 
-    fn give_up(&mut self) {
+    fn expire(&mut self) {
         let timeout = self.schedule.timeout + GRACE;
         for index in &self.waiting {
-            if let Some(request) = self.requests.get_mut(index)
-                && request.state == State::Waiting
-                && request.sent.steady.elapsed() >= timeout
+            if let Some(probe) = self.probes.get_mut(index)
+                && probe.state == State::Waiting
+                && probe.departure.monotonic.elapsed() >= timeout
             {
-                request.state = State::Lost;
+                probe.state = State::Lost;
                 let _ = self.events.send(Event::Lost(*index));
             }
         }
@@ -265,7 +318,7 @@ mod tests {
 
     type Behaviour = fn(u32, &mpsc::UnboundedSender<Arrival<()>>) -> Result<(), String>;
 
-    /// A network that does what a script says with each probe.
+    /// A network that handles each probe as a function says.
     struct Script {
         answers: mpsc::UnboundedReceiver<Arrival<()>>,
         network: mpsc::UnboundedSender<Arrival<()>>,
@@ -273,13 +326,13 @@ mod tests {
         up_to: u32,
     }
 
-    impl Link for Script {
-        type What = ();
+    impl Channel for Script {
+        type Response = ();
 
-        async fn send(&mut self, index: u32) -> Result<Stamp, String> {
-            let stamp = Stamp::now();
+        async fn send(&mut self, index: u32) -> Result<Timestamp, String> {
+            let departure = Timestamp::now();
             (self.behave)(index, &self.network)?;
-            Ok(stamp)
+            Ok(departure)
         }
         async fn arrival(&mut self) -> Option<Arrival<()>> {
             self.answers.recv().await
@@ -287,14 +340,14 @@ mod tests {
         fn overflow(&self) -> u32 {
             0
         }
-        fn wanted(&self, index: u32) -> bool {
+        fn is_wanted(&self, index: u32) -> bool {
             index < self.up_to
         }
     }
 
     fn reply(index: u32) -> Arrival<()> {
-        let at = Some(Stamp::now().wall());
-        Arrival { index, source: "192.0.2.1".parse().expect("address"), at, aside: false, what: () }
+        let timestamp = Some(Timestamp::now().wall());
+        Arrival { index, source: "192.0.2.1".parse().expect("address"), timestamp, settles: true, response: () }
     }
 
     async fn events_of(schedule: Schedule, per_second: u32, up_to: u32, behave: Behaviour) -> Vec<Event<()>> {
@@ -324,13 +377,13 @@ mod tests {
             Ok(())
         })
         .await;
-        let heard = |wanted: Standing| {
-            let fits = |e: &&Event<()>| matches!(e, Event::Heard { standing, .. } if *standing == wanted);
+        let count = |wanted: Verdict| {
+            let fits = |e: &&Event<()>| matches!(e, Event::Received { verdict, .. } if *verdict == wanted);
             events.iter().filter(fits).count()
         };
-        assert_eq!(heard(Standing::Answer), 2);
+        assert_eq!(count(Verdict::Answer), 2);
         // The series ends with its last answer: of the second probe's duplicates none is waited for.
-        assert!(heard(Standing::Duplicate) >= 1);
+        assert!(count(Verdict::Duplicate) >= 1);
         assert!(!events.iter().any(|e| matches!(e, Event::Lost(_))));
         assert_eq!(events.iter().filter(|e| matches!(e, Event::Sent(_))).count(), 2);
     }
@@ -342,13 +395,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_aside_settles_nothing() {
+    async fn a_message_that_does_not_settle_leaves_its_probe_waiting() {
         let events = events(1, |index, network| {
-            network.send(Arrival { aside: true, ..reply(index) }).expect("open");
+            network.send(Arrival { settles: false, ..reply(index) }).expect("open");
             Ok(())
         })
         .await;
-        assert!(matches!(events[1], Event::Heard { standing: Standing::Aside, .. }), "{events:?}");
+        assert!(matches!(events[1], Event::Received { verdict: Verdict::NotSettling, .. }), "{events:?}");
         assert_eq!(events[2], Event::Lost(0));
     }
 
@@ -365,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_wants_is_neither_sent_nor_waited_for() {
+    async fn unwanted_probes_are_neither_sent_nor_waited_for() {
         let schedule = Schedule { count: 5, interval: Duration::ZERO, timeout: Duration::from_mins(1) };
         let answer = |index, network: &mpsc::UnboundedSender<_>| network.send(reply(index)).map_err(|e| e.to_string());
         let sent = events_of(schedule, 1000, 2, answer).await;

@@ -29,6 +29,18 @@ fn parameters(target: &str, count: u16) -> icmp::EchoParameters {
     }
 }
 
+/// UDP probes need no privilege: neither a raw nor a datagram ICMP socket.
+fn udp_trace(target: &str, packets: usize) -> hops::TraceParameters {
+    hops::TraceParameters {
+        target: target.into(),
+        protocol: hops::Protocol::Udp(9),
+        packets: vec![hops::ProbePacket { ttl: 64, flow: 0 }; packets],
+        payload_size: 16,
+        interval_us: 100,
+        timeout_ms: 60_000,
+    }
+}
+
 /// Uses no linear memory, so that the native stack overflows and not the guest's own.
 #[inline(never)]
 fn recurse(depth: u64, end: u64) -> u64 {
@@ -93,27 +105,21 @@ impl Guest for Hostile {
                 black_box(&held);
             }
             "sockets" => {
-                let sessions: Vec<_> = (0..n).map(|_| icmp::Echoes::start(&parameters(to, 1))).collect();
+                let trace = udp_trace(to, 1);
+                let sessions: Vec<_> = (0..n).map(|_| hops::Trace::start(&trace)).collect();
                 let open = sessions.iter().filter(|session| session.is_ok()).count();
                 return outcome(&json!({"open": open}));
             }
             "packets" => {
                 let mut planned = 0_u64;
-                while icmp::Echoes::start(&parameters(to, 1000)).is_ok() {
+                let trace = udp_trace(to, 1000);
+                while hops::Trace::start(&trace).is_ok() {
                     planned += 1000;
                 }
                 return outcome(&json!({"planned": planned}));
             }
             "flood" => {
-                let packets: Vec<_> = (0..500).map(|_| hops::ProbePacket { ttl: 64, flow: 0 }).collect();
-                let trace = hops::TraceParameters {
-                    target: to.into(),
-                    protocol: hops::Protocol::Udp(9),
-                    packets,
-                    payload_size: 16,
-                    interval_us: 100,
-                    timeout_ms: 60_000,
-                };
+                let trace = udp_trace(to, 500);
                 let traces: Vec<_> = (0..8).map(|_| hops::Trace::start(&trace)).collect();
                 let echoes: Vec<_> = (0..20).map(|_| icmp::Echoes::start(&parameters(to, 250))).collect();
                 for trace in traces.iter().flatten() {

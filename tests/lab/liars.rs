@@ -1,6 +1,7 @@
-//! Routers and targets that lie, stutter or babble (threats 45, 46, 48), and a plugin that would flood (threat 21).
+//! Forged, duplicate, late, malformed and excessive answers to traces (threats 45, 46, 48), and a plugin that tries to
+//! flood (threat 21).
 //!
-//! One namespace plays a whole path: it sees each probe that comes for 10.79.0.0/16, and answers by its TTL.
+//! One namespace simulates a whole path: it receives each probe for 10.79.0.0/16 and answers by its TTL.
 
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -35,7 +36,7 @@ const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const TARGET: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 9);
-const BABBLED_AT: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 7);
+const FLOODED_TARGET: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 7);
 const FORGER: Ipv4Addr = Ipv4Addr::new(10, 79, 66, 66);
 
 fn router(ttl: u8) -> Ipv4Addr {
@@ -52,7 +53,7 @@ fn packet(source: Ipv4Addr, target: Ipv4Addr, protocol: u8, ttl: u8, payload: &[
     packet
 }
 
-/// An ICMP error of this type and code, with `length` in RFC 4884's place, about what is quoted.
+/// An ICMP error of this type and code that quotes a packet; `length` is the field of RFC 4884.
 fn error(kind: u8, code: u8, length: u8, quote: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, code, 0, 0, 0, length, 0, 0];
     message.extend(quote);
@@ -70,7 +71,7 @@ fn exceeded(probe: &[u8]) -> Vec<u8> {
     error(11, 0, 0, &probe[..probe.len().min(20 + 8)])
 }
 
-/// The quote filled up to 128 bytes, and behind it an extension structure with these objects.
+/// An error whose quote is padded to 128 bytes, followed by an extension structure with these objects.
 fn extended(probe: &[u8], objects: &[u8]) -> Vec<u8> {
     let mut quote = probe.to_vec();
     quote.resize(128, 0);
@@ -83,48 +84,48 @@ fn address(packet: &[u8], at: usize) -> Ipv4Addr {
 }
 
 #[derive(Clone)]
-struct Liar {
+struct SimulatedPath {
     socket: Arc<Socket>,
-    /// Whom it lies to.
+    /// The address of the host under test.
     us: Ipv4Addr,
 }
 
-impl Liar {
-    fn say(&self, source: Ipv4Addr, protocol: u8, payload: &[u8]) {
+impl SimulatedPath {
+    fn send(&self, source: Ipv4Addr, protocol: u8, payload: &[u8]) {
         let to: SocketAddr = (self.us, 0).into();
         let _ = self.socket.send_to(&packet(source, self.us, protocol, 64, payload), &to.into());
     }
 
-    fn say_later(&self, after: Duration, source: Ipv4Addr, message: Vec<u8>) {
-        let liar = self.clone();
+    fn send_later(&self, after: Duration, source: Ipv4Addr, message: Vec<u8>) {
+        let path = self.clone();
         std::thread::spawn(move || {
             std::thread::sleep(after);
-            liar.say(source, ICMP, &message);
+            path.send(source, ICMP, &message);
         });
     }
 
-    /// With something changed in the quoted packet, at this place.
+    /// Sends an error whose quoted packet differs at this offset.
     fn forged(&self, probe: &[u8], at: usize) {
         let mut other = probe[..if at < 28 { 28 } else { 40 }].to_vec();
         other[at] ^= 0x20;
-        self.say(FORGER, ICMP, &error(11, 0, 0, &other));
+        self.send(FORGER, ICMP, &error(11, 0, 0, &other));
     }
 
     fn answer(&self, probe: &[u8]) {
         let (ttl, protocol, target) = (probe[8], probe[9], address(probe, 16));
-        if target == BABBLED_AT {
-            // More than any queue holds at once; then the path goes on.
+        if target == FLOODED_TARGET {
+            // More than the capacity of any queue; later hops answer once.
             let times = if ttl == 2 { 20_000 } else { 1 };
-            return (0..times).for_each(|_| self.say(router(ttl), ICMP, &exceeded(probe)));
+            return (0..times).for_each(|_| self.send(router(ttl), ICMP, &exceeded(probe)));
         }
         match ttl {
             1 => {
-                // Two labels (RFC 4950), and an object that nobody knows; after the answers of the others.
+                // Two labels (RFC 4950) and an unknown object; sent after the answers of the other hops.
                 let labels = [0, 12, 1, 1, 0x00, 0x06, 0x46, 1, 0x00, 0x0c, 0x81, 255];
                 let message = extended(probe, &[&labels[..], &[0, 6, 247, 3, 0xbe, 0xef]].concat());
-                self.say_later(Duration::from_millis(100), router(1), message);
+                self.send_later(Duration::from_millis(100), router(1), message);
             }
-            2 => (0..3).for_each(|_| self.say(router(2), ICMP, &exceeded(probe))),
+            2 => (0..3).for_each(|_| self.send(router(2), ICMP, &exceeded(probe))),
             3 | 4 => {
                 // Another target, protocol, source port or identifier; another sequence number; other data.
                 let places: &[usize] = match protocol {
@@ -136,31 +137,31 @@ impl Liar {
                     self.forged(probe, *place);
                 }
                 if ttl == 3 {
-                    self.say(router(3), ICMP, &exceeded(probe));
+                    self.send(router(3), ICMP, &exceeded(probe));
                 }
             }
-            5 => self.say_later(Duration::from_millis(1500), router(5), exceeded(probe)),
+            5 => self.send_later(Duration::from_millis(1500), router(5), exceeded(probe)),
             6 => {
                 for length in [0, 7, 8, 9, 19, 20, 27, 28] {
-                    self.say(FORGER, ICMP, &exceeded(probe)[..length]);
+                    self.send(FORGER, ICMP, &exceeded(probe)[..length]);
                 }
                 let mut long_header = probe[..28].to_vec();
                 long_header[0] = 0x4f;
                 let mut later_fragment = probe[..28].to_vec();
                 later_fragment[7] = 1;
                 for quote in [long_header, vec![0x65; 28]] {
-                    self.say(FORGER, ICMP, &error(11, 0, 0, &quote));
+                    self.send(FORGER, ICMP, &error(11, 0, 0, &quote));
                 }
                 let mut bad_sum = exceeded(probe);
                 bad_sum[2] ^= 1;
-                self.say(FORGER, ICMP, &bad_sum);
-                // An error queue does not show the quoted IP header: there this one cannot be told.
-                self.say(router(6), ICMP, &error(11, 0, 0, &later_fragment));
-                // Extensions that end early, and one that never ends; the rest of the message is right.
+                self.send(FORGER, ICMP, &bad_sum);
+                // An error queue does not contain the quoted IP header, so datagram mode accepts this one.
+                self.send(router(6), ICMP, &error(11, 0, 0, &later_fragment));
+                // Truncated extensions, and one whose length exceeds the message; the rest of the message is valid.
                 for objects in [&[0, 0, 1, 1][..], &[255, 255, 1, 1], &[0, 9, 1, 1, 1, 2, 3, 4, 5], &[0]] {
-                    self.say(router(6), ICMP, &extended(probe, objects));
+                    self.send(router(6), ICMP, &extended(probe, objects));
                 }
-                self.say(router(6), ICMP, &error(11, 0, 255, &probe[..28]));
+                self.send(router(6), ICMP, &error(11, 0, 255, &probe[..28]));
             }
             7 => self.almost(probe, protocol),
             8 => self.arrive(probe, protocol),
@@ -168,28 +169,28 @@ impl Liar {
         }
     }
 
-    /// What the target would say, but from elsewhere, or to another probe.
+    /// Answers like the target's, but from another source, or to another probe.
     fn almost(&self, probe: &[u8], protocol: u8) {
         match protocol {
             ICMP => {
                 let mut reply = probe[20..].to_vec();
                 reply[0] = 0;
-                self.say(FORGER, ICMP, &summed(reply.clone(), 2));
+                self.send(FORGER, ICMP, &summed(reply.clone(), 2));
                 reply[8] ^= 1;
-                self.say(TARGET, ICMP, &summed(reply.clone(), 2));
+                self.send(TARGET, ICMP, &summed(reply.clone(), 2));
                 reply.truncate(18);
-                self.say(TARGET, ICMP, &summed(reply, 2));
+                self.send(TARGET, ICMP, &summed(reply, 2));
             }
             UDP => {
                 let mut other = probe[..28].to_vec();
                 other[21] ^= 0x20;
-                self.say(TARGET, ICMP, &error(3, 3, 0, &other));
-                self.say(FORGER, UDP, &[&probe[22..24], &probe[20..22], &[0, 12, 0, 0], &probe[28..32]].concat());
+                self.send(TARGET, ICMP, &error(3, 3, 0, &other));
+                self.send(FORGER, UDP, &[&probe[22..24], &probe[20..22], &[0, 12, 0, 0], &probe[28..32]].concat());
             }
             _ => {
-                self.say(TARGET, TCP, &segment(TARGET, probe, 0x12, 77));
-                self.say(TARGET, TCP, &segment(TARGET, probe, 0x14, 77));
-                self.say(FORGER, TCP, &segment(FORGER, probe, 0x12, 1));
+                self.send(TARGET, TCP, &segment(TARGET, probe, 0x12, 77));
+                self.send(TARGET, TCP, &segment(TARGET, probe, 0x14, 77));
+                self.send(FORGER, TCP, &segment(FORGER, probe, 0x12, 1));
             }
         }
     }
@@ -199,15 +200,15 @@ impl Liar {
             ICMP => {
                 let mut reply = probe[20..].to_vec();
                 reply[0] = 0;
-                self.say(TARGET, ICMP, &summed(reply, 2));
+                self.send(TARGET, ICMP, &summed(reply, 2));
             }
-            UDP => self.say(TARGET, ICMP, &error(3, 3, 0, &probe[..28])),
-            _ => self.say(TARGET, TCP, &segment(TARGET, probe, 0x12, 1)),
+            UDP => self.send(TARGET, ICMP, &error(3, 3, 0, &probe[..28])),
+            _ => self.send(TARGET, TCP, &segment(TARGET, probe, 0x12, 1)),
         }
     }
 }
 
-/// The answer to a SYN that acknowledges so many bytes.
+/// The answer to a SYN; `more` is added to the initial sequence number for the acknowledgement.
 fn segment(source: Ipv4Addr, probe: &[u8], flags: u8, more: u32) -> Vec<u8> {
     let us = address(probe, 12);
     let syn = &probe[20..];
@@ -219,25 +220,25 @@ fn segment(source: Ipv4Addr, probe: &[u8], flags: u8, more: u32) -> Vec<u8> {
     segment
 }
 
-/// Runs the namespace that lies, for as long as something is done.
-fn with_a_liar<T>(lab: &Lab, net: &str, route: &str, work: impl FnOnce() -> T) -> T {
+/// Runs the simulated path while `work` runs.
+fn with_simulated_path<T>(lab: &Lab, net: &str, route: &str, work: impl FnOnce() -> T) -> T {
     let namespace = Namespace::add(format!("scouter-{}-{}", std::process::id(), net.replace('.', "-")));
     lab.connect(&namespace, net);
     lab.probe.sh(&format!("ip route add {route} via {net}.2"));
     let raw = |domain, kind, protocol| {
         namespace.inside(|| Socket::new(domain, kind, Some(Protocol::from(protocol))).expect("a raw socket"))
     };
-    // Every IPv4 packet, forwarded or not: ETH_P_IP in network order.
-    let ears = raw(Domain::PACKET, Type::DGRAM, i32::from(0x0800_u16.to_be()));
-    ears.set_recv_buffer_size(8 << 20).expect("set");
+    // Every IPv4 packet, also those to be forwarded: ETH_P_IP in network byte order.
+    let capture = raw(Domain::PACKET, Type::DGRAM, i32::from(0x0800_u16.to_be()));
+    capture.set_recv_buffer_size(8 << 20).expect("set");
     let us = format!("{net}.1").parse().expect("an address");
-    let liar = Liar { socket: Arc::new(raw(Domain::IPV4, Type::RAW, 255)), us };
+    let path = SimulatedPath { socket: Arc::new(raw(Domain::IPV4, Type::RAW, 255)), us };
     let stop = AtomicBool::new(false);
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
-            listen(&ears, &stop, |_, packet| {
+            capture_packets(&capture, &stop, |_, packet| {
                 if packet.len() >= 28 && packet[16..18] == [10, 79] {
-                    liar.answer(packet);
+                    path.answer(packet);
                 }
             });
         });
@@ -248,7 +249,7 @@ fn with_a_liar<T>(lab: &Lab, net: &str, route: &str, work: impl FnOnce() -> T) -
     done
 }
 
-/// Ends the listener however its test ends: a scope waits for all of its threads.
+/// Stops the listener also when the test panics: a scope waits for all of its threads.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -257,12 +258,12 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Gives each packet to `each` with the time at which it was read.
-fn listen(ears: &Socket, stop: &AtomicBool, mut each: impl FnMut(Instant, &[u8])) {
-    ears.set_read_timeout(Some(Duration::from_millis(50))).expect("set");
+/// Calls `each` with each packet and the time at which it was read.
+fn capture_packets(capture: &Socket, stop: &AtomicBool, mut each: impl FnMut(Instant, &[u8])) {
+    capture.set_read_timeout(Some(Duration::from_millis(50))).expect("set");
     let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
     while !stop.load(Ordering::Relaxed) {
-        let Ok((length, _)) = ears.recv_from(&mut buffer) else { continue };
+        let Ok((length, _)) = capture.recv_from(&mut buffer) else { continue };
         #[expect(unsafe_code, reason = "the kernel has written that many bytes")]
         let packet: Vec<u8> = buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
         each(Instant::now(), &packet);
@@ -270,8 +271,8 @@ fn listen(ears: &Socket, stop: &AtomicBool, mut each: impl FnMut(Instant, &[u8])
 }
 
 fn forged_late_repeated_and_malformed_answers_to_traces(lab: &Lab) {
-    with_a_liar(lab, "10.78.1", "10.79.0.0/24", || {
-        // What the kernel filters by route must not do our work.
+    with_simulated_path(lab, "10.78.1", "10.79.0.0/24", || {
+        // With routes to all sources the kernel's reverse-path filter drops nothing.
         lab.probe.sh("ip route add 10.79.1.0/24 via 10.78.1.2; ip route add 10.79.66.0/24 via 10.78.1.2");
         for (command, raw) in [(lab.probe.command(crate::support::scouter()), true), (nobody(&lab.probe), false)] {
             let server = lab.server_by(
@@ -294,7 +295,7 @@ fn believes_only_what_is_true(result: &Value, raw: bool, proto: &str) {
     assert!(!result.to_string().contains(&FORGER.to_string()), "{result}");
     let hop = |ttl: usize| &result["trace"][ttl - 1];
     assert_eq!((&result["failed"], &hop(7)["no_response"]), (&json!(false), &json!(true)), "{result}");
-    // In whatever order they came.
+    // Independent of the order of arrival.
     let rtt = |ttl: usize| hop(ttl)["rtt_ms"].as_f64().expect("a time");
     assert!((100.0..400.0).contains(&rtt(1)) && [2, 3, 6, 8].iter().all(|ttl| rtt(*ttl) < 90.0), "{result}");
     if raw {
@@ -305,7 +306,7 @@ fn believes_only_what_is_true(result: &Value, raw: bool, proto: &str) {
         let other = json!([{"class": 247, "class_type": 3, "data": "beef"}]);
         assert_eq!((&hop(1)["mpls"], &hop(1)["extensions"]), (&labels, &other), "{result}");
         assert_eq!((&hop(2)["mpls"], &hop(2)["duplicates"]), (&json!([]), &json!(2)), "{result}");
-        // Four with broken extensions and one that claims too long a quote: each is an answer.
+        // Four with malformed extensions and one whose quote length exceeds the message: each counts as an answer.
         assert_eq!((&hop(6)["mpls"], &hop(6)["duplicates"]), (&json!([]), &json!(4)), "{result}");
     } else {
         assert_eq!(hop(1)["mpls"], Value::Null, "{result}");
@@ -319,18 +320,18 @@ fn believes_only_what_is_true(result: &Value, raw: bool, proto: &str) {
 }
 
 fn a_babbling_router_is_told_from_silence(lab: &Lab) {
-    with_a_liar(lab, "10.78.2", "10.79.0.7/32", || {
+    with_simulated_path(lab, "10.78.2", "10.79.0.7/32", || {
         let server = lab.server(&[("SCOUTER_TARGETS_ALLOW", "10.79.0.0/16")]);
         for proto in ["ICMP", "UDP"] {
             let result = trace(
                 &server,
-                json!({"dst": BABBLED_AT.to_string(), "proto": proto, "max_ttl": 6, "timeout_ms": 1000}),
+                json!({"dst": FLOODED_TARGET.to_string(), "proto": proto, "max_ttl": 6, "timeout_ms": 1000}),
             );
             let seen = srcs(&result);
             let hops = result["trace"].as_array().expect("a trace");
             assert_eq!(seen[1], Some("10.79.1.2"), "{result}");
             for (ttl, hop) in (1_u8..).zip(hops) {
-                // Either it was heard, or this host says that it could not listen.
+                // Either the answer was received, or this host reports its overflow.
                 let own = hop["src"] == json!(router(ttl).to_string());
                 let unknown = hop["src"].is_null() && hop["no_response"].is_null() && !result["degraded"].is_null();
                 assert!(own || unknown, "TTL {ttl}: {result}");
@@ -354,7 +355,7 @@ fn a_forger_who_floods_ports_and_identifiers_is_not_believed(lab: &Lab) {
                 let mut sent = 0_u32;
                 for number in 0..=u16::MAX {
                     let [high, low] = number.to_be_bytes();
-                    // The data of somebody else's probe, right in all that can be guessed.
+                    // A quoted probe in which all fields that can be guessed are right.
                     let mut probe = match protocol {
                         ICMP => vec![8, 0, 0, 0, high, low, 0, 1],
                         UDP => vec![high, low, 0x82, 0x9a, 0, 64, 0, 0],
@@ -379,21 +380,21 @@ fn a_forger_who_floods_ports_and_identifiers_is_not_believed(lab: &Lab) {
     }
 }
 
-/// Many pings and traces at once, as fast as they go: the host sends no more than its bound (1,000 packets a second
-/// and 32 at once), seen on the wire.
+/// Many pings and traces at once at the shortest interval: on the wire, the host keeps to its rate limit (1,000 packets
+/// per second, burst of 32).
 fn a_plugin_cannot_flood(lab: &Lab) {
     let folder = hostile();
     let server = lab.server(&[("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8")), ("SCOUTER_TEST_TIMEOUT", "4")]);
-    let ears = lab.target.inside(|| {
+    let capture = lab.target.inside(|| {
         Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(i32::from(0x0800_u16.to_be())))).expect("a socket")
     });
-    ears.set_recv_buffer_size(8 << 20).expect("set");
+    capture.set_recv_buffer_size(8 << 20).expect("set");
     let stop = AtomicBool::new(false);
     let mut times = vec![];
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut times = vec![];
-            listen(&ears, &stop, |at, packet| {
+            capture_packets(&capture, &stop, |at, packet| {
                 if packet.get(16..20) == Some(&[10, 77, 0, 9]) {
                     times.push(at);
                 }
@@ -412,6 +413,6 @@ fn a_plugin_cannot_flood(lab: &Lab) {
         .enumerate()
         .map(|(first, start)| times[first..].iter().take_while(|at| **at - *start < Duration::from_secs(1)).count())
         .max();
-    // The reader's clock is not the wire's: a few may be read late.
+    // Times of reading, not of arrival: some packets are read late.
     assert!(most.is_some_and(|most| most <= 1032 + 100), "{most:?} in one second");
 }

@@ -2,6 +2,7 @@
 
 mod browser;
 mod dns;
+mod dns_path;
 mod faults;
 mod http;
 mod liars;
@@ -29,6 +30,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(dns::trials(lab));
     all.extend(http::trials(lab));
     all.extend(path::trials(lab));
+    all.extend(dns_path::trials(lab));
     all.extend(modes::trials(lab));
     all.extend(liars::trials(lab));
     all.extend(faults::trials(lab));

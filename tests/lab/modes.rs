@@ -1,4 +1,4 @@
-//! Traces without privileges: over error queues, and what is said when even those are missing.
+//! Traces without privileges: over error queues, and the message when no ICMP socket is available.
 
 use std::sync::Arc;
 
@@ -80,11 +80,11 @@ fn the_systems_of_a_path_follow_the_database(lab: &Lab) {
     let agree = |first: u32| {
         let seen = systems();
         let same = asn::expected(first).into_iter().all(|(place, number, name)| seen[place] == (number, name));
-        // Its networks end at r2's: nobody has r6's address, and a silent router has no address.
+        // The database has no network of r6's address, and a silent router has no address.
         same && [3, 5].iter().all(|place| seen[*place] == (Value::Null, Value::Null))
     };
     assert!(agree(64500), "the first test of a new server knows them already: {:?}", systems());
-    // Replaced while in use, in one step and in place.
+    // The file is replaced while in use: by rename, and in place.
     asn::database(&next, 65000);
     std::fs::rename(&next, &file).expect("renamed");
     until("the new one is in use", || agree(65000));

@@ -1,4 +1,4 @@
-//! `ping` against kernels, a responder that misbehaves, and a forger.
+//! `ping` against kernels, a non-conforming responder, and forged replies.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -117,7 +117,7 @@ fn figures_agree_with_ping_8(lab: &Lab) {
         theirs.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next()?.parse().ok()).collect();
     times.sort_by(f64::total_cmp);
     let difference = (times[times.len() / 2] - number(&ours["stats"]["p50_ms"])).abs();
-    // Generous, because other tests run beside this one; bench/ holds it to 50 µs on a quiet machine.
+    // A wide bound, because other tests run in parallel; bench/ asserts 50 µs on a quiet machine.
     assert!(difference < 1.0, "medians differ by {difference} ms");
 }
 
@@ -153,7 +153,7 @@ fn errors_say_who_and_why(lab: &Lab) {
             "{result}"
         );
         let src = result["errors"][0]["src"].clone();
-        // Which of its addresses a router answers from is its own affair.
+        // A router may answer from any of its addresses.
         assert!(src.as_str().is_some_and(|src| src.starts_with(from)), "{result}");
         assert_eq!(
             result["errors"],
@@ -187,7 +187,7 @@ fn errors_say_who_and_why(lab: &Lab) {
 }
 
 fn what_this_host_cannot_send_is_not_the_targets_loss(lab: &Lab) {
-    // A namespace with nothing but loopback has no route.
+    // A namespace with only a loopback interface has no route.
     let small = Namespace::add(format!("scouter-{}-m", std::process::id()));
     let server = lab.server_in(&small, &[("SCOUTER_TARGETS_ALLOW", "any")]);
     let test = server.test("ping", &json!({"dst": "192.0.2.1", "count": 2, "interval_ms": 10}));
@@ -196,7 +196,7 @@ fn what_this_host_cannot_send_is_not_the_targets_loss(lab: &Lab) {
         let test = server.test("http_request", &options);
         assert_eq!(test["message"], json!("This host has no route to the target."), "{test}");
     }
-    // Loopback takes 600 bytes at most, and may not fragment.
+    // An MTU of 600 bytes, and fragmentation forbidden.
     small.sh("ip link set lo mtu 600");
     let options =
         json!({"dst": "127.0.0.1", "count": 2, "interval_ms": 10, "payload_size": 1000, "dont_fragment": true});
@@ -214,8 +214,8 @@ fn what_this_host_cannot_send_is_not_the_targets_loss(lab: &Lab) {
     small.delete();
 }
 
-/// A host that answers echo requests by itself, each sequence number in its own wrong way.
-fn a_wrong_host(namespace: &Namespace, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+/// A responder in user space that violates the protocol in a different way for each sequence number.
+fn non_conforming_responder(namespace: &Namespace, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
     let socket =
         namespace.inside(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).expect("a raw socket"));
     socket.set_read_timeout(Some(Duration::from_millis(100))).expect("set");
@@ -258,7 +258,7 @@ fn a_wrong_host(namespace: &Namespace, stop: &Arc<AtomicBool>) -> std::thread::J
                 3 => reply(&|reply| reply.truncate(8 + 20)),
                 4 => reply(&|reply| reply[7] = 9),
                 5 => reply(&|reply| reply.truncate(8 + 10)),
-                // More than the series' queue holds at once.
+                // More than the capacity of the series' queue.
                 6 => (0..6000).for_each(|_| reply(&|_| {})),
                 _ => reply(&|_| {}),
             }
@@ -271,7 +271,7 @@ fn duplicates_late_and_forged_replies_are_told_apart(lab: &Lab) {
     lab.connect(&wrong, "10.78.0");
     wrong.sh("sysctl -qw net.ipv4.icmp_echo_ignore_all=1");
     let stop = Arc::new(AtomicBool::new(false));
-    let host = a_wrong_host(&wrong, &stop);
+    let host = non_conforming_responder(&wrong, &stop);
     let server = lab.server(&[("SCOUTER_TARGETS_ALLOW", "10.78.0.0/24")]);
     let result = ping(&server, json!({"dst": "10.78.0.2", "count": 8, "interval_ms": 60, "timeout_ms": 300}));
     stop.store(true, Ordering::Relaxed);
@@ -288,10 +288,10 @@ fn duplicates_late_and_forged_replies_are_told_apart(lab: &Lab) {
     assert_eq!(seqs("duplicate")[..2], [0, 0], "{result}");
     assert!((3..=102).contains(&seqs("duplicate").len()), "a flood is cut short: {}", seqs("duplicate").len());
     assert_eq!(seqs("late"), [1], "{result}");
-    // 2 is forged, 4 answers another number, 5 is too short for the token; 3 is short but carries it.
+    // 2 is forged, 4 has another sequence number, 5 is truncated within the token, 3 behind it.
     assert_eq!(seqs("in time"), [0, 3, 6, 7], "{result}");
     assert_eq!((&result["sent"], &result["recv"]), (&json!(8), &json!(4)), "{result}");
-    // Loss is what is known: nothing, when this host itself had to drop packets.
+    // Loss is unknown when this host itself dropped packets.
     let known = if result["degraded"].is_null() { json!(50.0) } else { Value::Null };
     assert_eq!(result["loss"], known, "{result}");
     wrong.delete();
@@ -314,7 +314,7 @@ fn a_forger_who_floods_identifiers_is_not_believed(lab: &Lab) {
                 icmp.extend([0x41; 56]);
                 let sum = pnet_packet::util::checksum(&icmp, 1);
                 icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-                // The kernel fills in length and checksum; the source is the black hole that is being pinged.
+                // The kernel fills in length and checksum; the source is the target, which never answers.
                 let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 1, 0, 0, 198, 51, 100, 1, 10, 77, 0, 1];
                 packet.extend(icmp);
                 sent += u64::from(socket.send_to(&packet, &to.into()).is_ok());
@@ -400,7 +400,7 @@ fn cap_net_raw_is_all_that_raw_mode_needs(lab: &Lab) {
 fn a_plugin_that_waits_for_ever_ends_at_its_deadline(lab: &Lab) {
     let folder = hostile();
     let server = lab.server(&[("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8")), ("SCOUTER_TEST_TIMEOUT", "1")]);
-    // A host call that waits a minute for a black hole.
+    // A host call that waits a minute for a target that never answers.
     let options = json!({"do": "hang", "to": "198.51.100.1"});
     server.test("hostile", &options);
     let (_, files) = server.weight();

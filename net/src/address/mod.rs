@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 
-use crate::Family;
+use crate::FamilyFilter;
 use crate::name::ascii_name;
 use crate::packet::route::has_route;
 use crate::policy::{Permitted, Policy};
@@ -76,7 +76,7 @@ impl Resolver {
     ///
     /// # Errors
     /// See [`LookupError`].
-    pub async fn lookup(&self, name: &str, family: Family) -> Result<Vec<IpAddr>, LookupError> {
+    pub async fn lookup(&self, name: &str, family: FamilyFilter) -> Result<Vec<IpAddr>, LookupError> {
         let unresolved = |reason: &str| {
             let shown: String = name.chars().take(255).collect();
             LookupError::Unresolved { name: shown.escape_debug().to_string(), reason: reason.into() }
@@ -84,11 +84,11 @@ impl Resolver {
         let literal = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
         if let Ok(address) = literal.parse::<IpAddr>() {
             let fits = match family {
-                Family::Any => true,
-                Family::V4 => address.is_ipv4(),
-                Family::V6 => address.is_ipv6(),
+                FamilyFilter::Any => true,
+                FamilyFilter::V4 => address.is_ipv4(),
+                FamilyFilter::V6 => address.is_ipv6(),
             };
-            let wanted = if family == Family::V4 { "an IPv4 address" } else { "an IPv6 address" };
+            let wanted = if family == FamilyFilter::V4 { "an IPv4 address" } else { "an IPv6 address" };
             return if fits { Ok(vec![address]) } else { Err(unresolved(&format!("it is not {wanted}"))) };
         }
         let ascii = ascii_name(name).ok_or_else(|| unresolved("it is not a valid name"))?;
@@ -129,7 +129,7 @@ impl Resolver {
     }
 
     /// The hosts file, then the name and what the search list makes of it, in the order of resolv.conf(5).
-    async fn search(&self, name: &str, family: Family) -> Result<Vec<IpAddr>, LookupFailure> {
+    async fn search(&self, name: &str, family: FamilyFilter) -> Result<Vec<IpAddr>, LookupFailure> {
         let static_addresses = self.hosts(name, family);
         if !static_addresses.is_empty() {
             return Ok(static_addresses);
@@ -149,11 +149,13 @@ impl Resolver {
         Err(first_failure.unwrap_or(LookupFailure::NoNameServer))
     }
 
-    fn hosts(&self, name: &str, family: Family) -> Vec<IpAddr> {
+    fn hosts(&self, name: &str, family: FamilyFilter) -> Vec<IpAddr> {
         let Ok(name) = Name::from_ascii(name) else { return vec![] };
         let hosts = self.system.hosts();
         let mut addresses = vec![];
-        for (rtype, wanted) in [(RecordType::AAAA, family != Family::V4), (RecordType::A, family != Family::V6)] {
+        for (rtype, wanted) in
+            [(RecordType::AAAA, family != FamilyFilter::V4), (RecordType::A, family != FamilyFilter::V6)]
+        {
             let found = hosts.lookup_static_host(&Query::query(name.clone(), rtype)).filter(|_| wanted);
             let records = found.iter().flat_map(hickory_resolver::lookup::Lookup::answers);
             addresses.extend(records.filter_map(|record| record.data.ip_addr()));

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use crate::Family;
+use crate::FamilyFilter;
 use crate::dns::{self, AskError, Question, Request, Transport};
 use crate::policy::Permitted;
 use crate::system::ResolverConfig;
@@ -69,7 +69,7 @@ impl NameServers {
     }
 
     /// The addresses of a complete name, IPv6 first. Each server in turn, and those that were silent again.
-    pub async fn addresses_of(&self, name: &str, family: Family) -> Result<Vec<IpAddr>, LookupFailure> {
+    pub async fn addresses_of(&self, name: &str, family: FamilyFilter) -> Result<Vec<IpAddr>, LookupFailure> {
         let mut known = Known::wanted(family, self.no_aaaa);
         let mut failure = LookupFailure::NoNameServer;
         let mut servers = self.servers.clone();
@@ -153,11 +153,11 @@ impl NameServers {
 }
 
 impl Known {
-    fn wanted(family: Family, no_aaaa: bool) -> Self {
+    fn wanted(family: FamilyFilter, no_aaaa: bool) -> Self {
         let unless = |unwanted: bool| unwanted.then(Vec::new);
         Self {
-            aaaa: unless(family == Family::V4 || (family == Family::Any && no_aaaa)),
-            a: unless(family == Family::V6),
+            aaaa: unless(family == FamilyFilter::V4 || (family == FamilyFilter::Any && no_aaaa)),
+            a: unless(family == FamilyFilter::V6),
             nxdomain: false,
         }
     }

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Family;
+use crate::FamilyFilter;
 use crate::address::Resolver;
 use crate::address::dial::{self, DialError};
 use crate::os_error::is_local;
@@ -282,7 +282,7 @@ async fn connect(record: &mut Record, resolver: &Resolver, policy: &Policy) -> R
     let addresses = if let Some(address) = literal {
         vec![address]
     } else {
-        let found = resolver.lookup(&record.host, Family::Any).await;
+        let found = resolver.lookup(&record.host, FamilyFilter::Any).await;
         record.dns_ms = Some(ms(started.elapsed()));
         found.map_err(|error| Cause::Name(error.to_string()))?
     };

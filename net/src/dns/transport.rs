@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 use super::message::Query;
 use super::{AskError, bracketed};
 use crate::metered::Metered;
-use crate::packet::socket::{self, Stamp};
+use crate::packet::socket::{self, Timestamp};
 use crate::policy::Permitted;
 use crate::scope::ExchangeTasks;
 use crate::tls::{QuicError, Tls};
@@ -40,10 +40,10 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true).map_err(errno)?;
     // Connected: the kernel passes on only what comes from that server, and its port-unreachable errors.
     socket.connect(&server.socket_address(port).into()).map_err(io)?;
-    let socket = socket::watched(socket, Interest::READABLE | Interest::ERROR).map_err(io)?;
-    let sent = Stamp::now();
+    let socket = socket::register(socket, Interest::READABLE | Interest::ERROR).map_err(io)?;
+    let sent = Timestamp::now();
     socket.get_ref().send(&query.bytes).map_err(io)?;
-    let (mut buffer, mut control) = (vec![0; UDP_MESSAGE], socket::control_room());
+    let (mut buffer, mut control) = (vec![0; UDP_MESSAGE], socket::control_buffer());
     loop {
         // An ICMP port unreachable is an error of the socket, not data.
         let mut ready = socket.ready(Interest::READABLE | Interest::ERROR).await.map_err(io)?;
@@ -51,7 +51,7 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
             Ok(received) => {
                 let reply = &buffer[..received.length];
                 if query.accepts(reply) {
-                    return Ok((reply.to_vec(), sent.until(received.at)));
+                    return Ok((reply.to_vec(), sent.elapsed_until(received.timestamp)));
                 }
             }
             Err(nix::Error::EAGAIN) => ready.clear_ready(),

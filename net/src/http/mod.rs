@@ -26,7 +26,7 @@ use url::Url;
 use self::body::{Body, BodyReader};
 use self::limits::{Exceeded, HEADER_BYTES, HEADERS, check_headers};
 use self::timeline::{TimedStream, Timeline};
-use crate::Family;
+use crate::FamilyFilter;
 use crate::address::dial::{self, DialError};
 use crate::address::{LookupError, Resolver};
 use crate::lag::LagMonitor;
@@ -56,7 +56,7 @@ pub struct Request {
     pub headers: HeaderMap,
     pub body: Option<Bytes>,
     pub resolve: Option<IpAddr>,
-    pub family: Family,
+    pub family: FamilyFilter,
     pub verify_tls: bool,
     pub keep_body: usize,
     pub timeout: Duration,

@@ -14,7 +14,7 @@ fn get(address: SocketAddr) -> Request {
         headers: HeaderMap::new(),
         body: None,
         resolve: None,
-        family: Family::Any,
+        family: FamilyFilter::Any,
         verify_tls: true,
         keep_body: 0,
         timeout: Duration::from_secs(20),

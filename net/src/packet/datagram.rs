@@ -1,67 +1,73 @@
-//! Datagram ICMP sockets, for processes without `CAP_NET_RAW`: the kernel picks the identifier and hands each socket its
-//! own replies.
+//! Datagram ICMP sockets, for processes without `CAP_NET_RAW`: the kernel picks the identifier and passes each socket
+//! its own replies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Socket, Type};
 
 use super::StartError;
-use super::options::{self, Fragments};
-use super::socket::Stamp;
+use super::options::{self, Fragmentation};
+use super::socket::Timestamp;
+use crate::Family;
 
-/// A datagram ICMP socket towards a target, with its error queue.
+/// Sends of one packet, each after a pending error of an earlier one.
+const ATTEMPTS: u32 = 3;
+
+/// Opens a datagram ICMP socket that is connected to the target and has an error queue.
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn connected(target: IpAddr, fragments: Fragments) -> Result<Socket, StartError> {
-    let v6 = target.is_ipv6();
+pub fn open_connected(target: IpAddr, fragmentation: Fragmentation) -> Result<Socket, StartError> {
+    let family = Family::of(target);
     let open = || -> std::io::Result<Socket> {
-        let socket = socket(v6)?;
+        let socket = open(family)?;
         socket.set_nonblocking(true)?;
-        options::tell_all(&socket, v6)?;
-        options::tell_errors(&socket, v6)?;
-        options::fragments(&socket, v6, fragments)?;
+        options::enable_receive_metadata(&socket, family)?;
+        options::enable_error_queue(&socket, family)?;
+        options::set_fragmentation(&socket, family, fragmentation)?;
         Ok(socket)
     };
-    let socket = open().map_err(|error| unavailable(&error, v6))?;
-    socket
-        .connect(&SocketAddr::new(target, 0).into())
-        .map_err(|_| StartError::Unreachable("this host has no route to the target".into()))?;
+    let socket = open().map_err(|error| unavailable(&error, family))?;
+    socket.connect(&SocketAddr::new(target, 0).into()).map_err(|_| StartError::no_route())?;
     Ok(socket)
 }
 
-pub fn unavailable(error: &std::io::Error, v6: bool) -> StartError {
+pub fn unavailable(error: &std::io::Error, family: Family) -> StartError {
     StartError::Unavailable(format!(
-        "no ICMPv{} socket: {error}; needs CAP_NET_RAW, or net.ipv4.ping_group_range to cover this group",
-        if v6 { 6 } else { 4 }
+        "no ICMPv{family} socket: {error}; needs CAP_NET_RAW, or net.ipv4.ping_group_range to cover this group"
     ))
 }
 
-fn socket(v6: bool) -> std::io::Result<Socket> {
-    let (domain, protocol) = if v6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
-    Socket::new(domain, Type::DGRAM, Some(protocol))
+fn open(family: Family) -> std::io::Result<Socket> {
+    Socket::new(family.domain(), Type::DGRAM, Some(family.icmp()))
 }
 
-/// May this process use such sockets?
-pub fn probe(v6: bool) -> std::io::Result<()> {
-    socket(v6).map(|_| ())
-}
-
-/// Sends on a connected socket. A pending error of an earlier packet is delivered by the next call on the socket,
-/// whatever it is: that one did not send. Once more then; the error itself is read from its queue.
+/// Checks that this process may open such sockets.
 ///
 /// # Errors
-/// In words.
-pub fn send_now(socket: &impl AsRawFd, mut transmit: impl FnMut(i32) -> nix::Result<()>) -> Result<Stamp, String> {
+/// As from socket(2): `EACCES` outside of `net.ipv4.ping_group_range`.
+pub fn check_permitted(family: Family) -> std::io::Result<()> {
+    open(family).map(drop)
+}
+
+/// Sends on a connected socket. Any call on such a socket may return the pending error of an earlier packet and then
+/// has not sent: the send is repeated, and the error read from the error queue.
+///
+/// # Errors
+/// A description of this host's failure.
+pub fn send_past_pending_errors(
+    socket: &impl AsRawFd,
+    mut transmit: impl FnMut(i32) -> nix::Result<()>,
+) -> Result<Timestamp, String> {
     use nix::errno::Errno::{ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EPROTO};
-    for _ in 0..3 {
-        let stamp = Stamp::now();
+    for _ in 0..ATTEMPTS {
+        let departure = Timestamp::now();
         match transmit(socket.as_raw_fd()) {
-            Ok(()) => return Ok(stamp),
+            Ok(()) => return Ok(departure),
             Err(EHOSTUNREACH | ECONNREFUSED | ENETUNREACH | EPROTO) => {}
-            Err(error) => return Err(options::send_failure(error)),
+            Err(error) => return Err(options::describe_send_error(error)),
         }
     }
-    Err(options::send_failure(EHOSTUNREACH))
+    Err(options::describe_send_error(EHOSTUNREACH))
 }

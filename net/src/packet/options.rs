@@ -1,12 +1,14 @@
-//! Socket options of ICMP sockets that no crate has a safe name for.
+//! Socket options of probing sockets. Those that no crate wraps are set by number.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::socket::{TimestampingFlag, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, TimestampingFlag, setsockopt, sockopt};
 use socket2::SockFilter;
+
+use crate::Family;
 
 // linux/icmp.h and linux/icmpv6.h: both filters are options number 1 of their level.
 const SOL_RAW: libc::c_int = 255;
@@ -19,34 +21,34 @@ fn set<T: Copy>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value
     nix::Error::result(done).map(drop)
 }
 
-/// A raw socket gets a copy of every packet of its protocol: one that only sends must not fill its queue with them.
-/// The program in front of it (socket(7), `SO_ATTACH_FILTER`) keeps 0 bytes of each.
-pub fn receive_nothing(socket: &socket2::Socket) -> std::io::Result<()> {
-    socket.attach_filter(&[step(libc::BPF_RET | libc::BPF_K, 0, 0, 0)])
+/// Attaches a BPF program that accepts no packet (socket(7), `SO_ATTACH_FILTER`). A raw socket gets a copy of every
+/// packet of its protocol, and a socket that only sends must not queue them.
+pub fn attach_reject_filter(socket: &socket2::Socket) -> std::io::Result<()> {
+    socket.attach_filter(&[instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0)])
 }
 
-fn step(code: u32, k: u32, if_true: u8, if_false: u8) -> SockFilter {
+fn instruction(code: u32, k: u32, if_true: u8, if_false: u8) -> SockFilter {
     SockFilter::new(u16::try_from(code).unwrap_or(0), if_true, if_false, k)
 }
 
-/// Lets only packets to one TCP port into a raw TCP socket.
-pub fn only_to_port(socket: &socket2::Socket, v6: bool, port: u16) -> std::io::Result<()> {
+/// Attaches a BPF program that accepts only segments to one destination port into a raw TCP socket.
+pub fn attach_port_filter(socket: &socket2::Socket, family: Family, port: u16) -> std::io::Result<()> {
     let (load, test) = (libc::BPF_LD | libc::BPF_H, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
-    // The kernel hands such a socket IPv4 packets with their header in front, IPv6 ones without.
-    let mut program = vec![];
-    if v6 {
-        program.push(step(load | libc::BPF_ABS, 2, 0, 0));
-    } else {
-        program.push(step(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0, 0, 0));
-        program.push(step(load | libc::BPF_IND, 2, 0, 0));
-    }
-    program.push(step(test, port.into(), 0, 1));
-    program.push(step(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0));
-    program.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, 0));
+    // A raw IPv4 socket receives the IP header, a raw IPv6 socket does not.
+    let mut program = match family {
+        Family::V4 => vec![
+            instruction(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, 0, 0, 0),
+            instruction(load | libc::BPF_IND, 2, 0, 0),
+        ],
+        Family::V6 => vec![instruction(load | libc::BPF_ABS, 2, 0, 0)],
+    };
+    program.push(instruction(test, port.into(), 0, 1));
+    program.push(instruction(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0));
+    program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0));
     socket.attach_filter(&program)
 }
 
-/// The source address as a control message says it.
+/// The source address of one packet as a control message (ip(7), `IP_PKTINFO`; ipv6(7), `IPV6_PKTINFO`).
 #[must_use]
 pub fn packet_info(from: Option<IpAddr>) -> (Option<libc::in_pktinfo>, Option<libc::in6_pktinfo>) {
     let none = libc::in_addr { s_addr: 0 };
@@ -63,79 +65,103 @@ pub fn packet_info(from: Option<IpAddr>) -> (Option<libc::in_pktinfo>, Option<li
     }
 }
 
-/// Lets `types` through and nothing else.
-pub fn filter(socket: &impl AsFd, v6: bool, types: &[u8]) -> nix::Result<()> {
+/// The TTL or hop limit of one packet as a control message.
+#[must_use]
+pub fn ttl_message(family: Family, ttl: &i32) -> ControlMessage<'_> {
+    match family {
+        Family::V4 => ControlMessage::Ipv4Ttl(ttl),
+        Family::V6 => ControlMessage::Ipv6HopLimit(ttl),
+    }
+}
+
+/// Accepts ICMP messages of these types only (raw(7), `ICMP_FILTER`; RFC 3542 section 3.2, `ICMP6_FILTER`).
+pub fn set_icmp_filter(socket: &impl AsFd, family: Family, types: &[u8]) -> nix::Result<()> {
     let mut words = [u32::MAX; 8];
     for icmp_type in types {
         words[usize::from(icmp_type >> 5)] &= !(1 << (icmp_type & 31));
     }
     // A set bit blocks that type.
-    if v6 { set(socket, libc::IPPROTO_ICMPV6, FILTER, words) } else { set(socket, SOL_RAW, FILTER, words[0]) }
+    match family {
+        Family::V4 => set(socket, SOL_RAW, FILTER, words[0]),
+        Family::V6 => set(socket, libc::IPPROTO_ICMPV6, FILTER, words),
+    }
 }
 
-/// What happens to a packet that is too large for a link.
+/// What happens to a packet that is larger than the MTU of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fragments {
-    /// It is dropped, wherever that is; and the path MTU that the kernel has learnt from others' packets is not asked.
+pub enum Fragmentation {
+    /// The packet is dropped at that link. The path MTU that the kernel has cached is ignored.
     Forbidden,
-    /// This host and IPv4 routers fragment it; this host also when it has learnt that the path needs it.
+    /// This host and IPv4 routers fragment the packet; this host also by the path MTU that the kernel has cached.
     Allowed,
-    /// As allowed, but this host looks at its own link only: each trace finds the narrow link anew.
-    AtLink,
+    /// As [`Allowed`](Self::Allowed), but this host goes by the MTU of its own interface only: each trace finds the
+    /// narrow link anew.
+    InterfaceMtu,
 }
 
 /// # Errors
 /// When the kernel does not know the option.
-pub fn fragments(socket: &impl AsFd, v6: bool, fragments: Fragments) -> nix::Result<()> {
-    if v6 {
-        set(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, libc::c_int::from(fragments == Fragments::Forbidden))?;
-        let discover = match fragments {
-            Fragments::Forbidden => libc::IPV6_PMTUDISC_PROBE,
-            Fragments::Allowed => libc::IPV6_PMTUDISC_DONT,
-            Fragments::AtLink => libc::IPV6_PMTUDISC_OMIT,
-        };
-        set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)
-    } else {
-        let discover = match fragments {
-            Fragments::Forbidden => libc::IP_PMTUDISC_PROBE,
-            Fragments::Allowed => libc::IP_PMTUDISC_DONT,
-            Fragments::AtLink => libc::IP_PMTUDISC_OMIT,
-        };
-        set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)
+pub fn set_fragmentation(socket: &impl AsFd, family: Family, fragmentation: Fragmentation) -> nix::Result<()> {
+    match family {
+        Family::V4 => {
+            let discovery = match fragmentation {
+                Fragmentation::Forbidden => libc::IP_PMTUDISC_PROBE,
+                Fragmentation::Allowed => libc::IP_PMTUDISC_DONT,
+                Fragmentation::InterfaceMtu => libc::IP_PMTUDISC_OMIT,
+            };
+            set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discovery)
+        }
+        Family::V6 => {
+            let forbidden = libc::c_int::from(fragmentation == Fragmentation::Forbidden);
+            set(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, forbidden)?;
+            let discovery = match fragmentation {
+                Fragmentation::Forbidden => libc::IPV6_PMTUDISC_PROBE,
+                Fragmentation::Allowed => libc::IPV6_PMTUDISC_DONT,
+                Fragmentation::InterfaceMtu => libc::IPV6_PMTUDISC_OMIT,
+            };
+            set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discovery)
+        }
     }
 }
 
-/// Everything that a receiver wants to be told with each packet.
-pub fn tell_all(socket: &impl AsFd, v6: bool) -> nix::Result<()> {
+/// Enables the control messages of received packets: kernel timestamp, TTL or hop limit, and count of drops
+/// (`SO_TIMESTAMPNS`, `IP_RECVTTL`, `SO_RXQ_OVFL`).
+pub fn enable_receive_metadata(socket: &impl AsFd, family: Family) -> nix::Result<()> {
     setsockopt(socket, sockopt::ReceiveTimestampns, &true)?;
     setsockopt(socket, sockopt::RxqOvfl, &1)?;
-    if v6 {
-        setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true)
-    } else {
-        setsockopt(socket, sockopt::Ipv4RecvTtl, &true)
+    match family {
+        Family::V4 => setsockopt(socket, sockopt::Ipv4RecvTtl, &true),
+        Family::V6 => setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true),
     }
 }
 
-/// The moment at which each packet is given to the link comes to the error queue
+/// Enables transmit timestamps, taken when the kernel passes a packet to the driver and read from the error queue
 /// (Documentation/networking/timestamping.rst).
-pub fn tell_departures(socket: &impl AsFd) -> nix::Result<()> {
+pub fn enable_transmit_timestamps(socket: &impl AsFd) -> nix::Result<()> {
     let software = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
-    // Without the packet itself.
+    // OPT_TSONLY: without a copy of the packet.
     setsockopt(socket, sockopt::Timestamping, &(software | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY))
 }
 
-/// ICMP errors that quote the socket's packets come to its error queue (ip(7), `IP_RECVERR`).
-pub fn tell_errors(socket: &impl AsFd, v6: bool) -> nix::Result<()> {
-    if v6 { setsockopt(socket, sockopt::Ipv6RecvErr, &true) } else { setsockopt(socket, sockopt::Ipv4RecvErr, &true) }
+/// Enables the error queue for ICMP errors that quote the socket's packets (ip(7), `IP_RECVERR`).
+pub fn enable_error_queue(socket: &impl AsFd, family: Family) -> nix::Result<()> {
+    match family {
+        Family::V4 => setsockopt(socket, sockopt::Ipv4RecvErr, &true),
+        Family::V6 => setsockopt(socket, sockopt::Ipv6RecvErr, &true),
+    }
 }
 
-/// Time to live or hop limit of everything that the socket sends.
-pub fn ttl(socket: &socket2::Socket, v6: bool, ttl: u8) -> std::io::Result<()> {
-    if v6 { socket.set_unicast_hops_v6(ttl.into()) } else { socket.set_ttl_v4(ttl.into()) }
+/// Sets the TTL or hop limit of all packets that the socket sends, 1–255.
+pub fn set_ttl(socket: &socket2::Socket, family: Family, ttl: u8) -> std::io::Result<()> {
+    match family {
+        Family::V4 => socket.set_ttl_v4(ttl.into()),
+        Family::V6 => socket.set_unicast_hops_v6(ttl.into()),
+    }
 }
 
-/// The round-trip time of a TCP handshake as the kernel measured it, and whether the SYN was repeated (tcp(7), `TCP_INFO`).
-pub fn handshake(socket: &impl AsFd) -> nix::Result<(Duration, bool)> {
+/// The round-trip time of a TCP handshake as the kernel measured it (µs resolution), and whether the SYN was
+/// retransmitted (tcp(7), `TCP_INFO`).
+pub fn tcp_handshake(socket: &impl AsFd) -> nix::Result<(Duration, bool)> {
     let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).map_err(|_| nix::Error::EINVAL)?;
     let fd = socket.as_fd().as_raw_fd();
@@ -148,9 +174,9 @@ pub fn handshake(socket: &impl AsFd) -> nix::Result<(Duration, bool)> {
     Ok((Duration::from_micros(info.tcpi_rtt.into()), info.tcpi_total_retrans > 0))
 }
 
-/// What a failed send means, in words. None of it is the target's doing.
+/// Why this host could not send a packet: a failure of this host, never of the target.
 #[must_use]
-pub fn send_failure(error: nix::Error) -> String {
+pub fn describe_send_error(error: nix::Error) -> String {
     match error {
         nix::Error::EMSGSIZE => "larger than this host's interface takes, and fragmentation is forbidden".into(),
         nix::Error::EHOSTUNREACH | nix::Error::ENETUNREACH => "this host has no route to the target".into(),

@@ -1,5 +1,5 @@
-//! What an ICMP error carries behind its header: the beginning of the packet that it is about, and extensions
-//! (RFC 4884). Pure, and fuzzed: all of it comes from strangers.
+//! The body of an ICMP error: the beginning of the packet that caused it, and extensions (RFC 4884). Pure and fuzzed:
+//! any host can send one.
 
 use std::net::IpAddr;
 
@@ -7,12 +7,14 @@ use pnet_packet::ip::{IpNextHeaderProtocol, IpNextHeaderProtocols};
 use pnet_packet::ipv4::Ipv4Packet;
 use pnet_packet::ipv6::Ipv6Packet;
 
-/// Objects that are looked at in one message.
-const OBJECTS: usize = 32;
-/// Where extensions begin in messages of routers that do not say how long the quoted packet is (RFC 4884, section 5).
-const UNSAID: usize = 128;
+use crate::Family;
 
-/// The packet that an ICMP error is about, as far as it is quoted.
+/// Extension objects parsed in one message; the rest is ignored.
+const MAX_OBJECTS: usize = 32;
+/// Where extensions begin when the length field is zero (RFC 4884, section 5.5), in bytes.
+const LEGACY_QUOTE_LENGTH: usize = 128;
+
+/// The packet that caused an ICMP error, as far as it is quoted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quoted<'a> {
     pub target: IpAddr,
@@ -23,8 +25,8 @@ pub struct Quoted<'a> {
 
 /// One entry of an MPLS label stack (RFC 4950, RFC 3032).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Label {
-    /// The label itself, 20 bits.
+pub struct MplsLabel {
+    /// 20 bits.
     pub value: u32,
     /// 3 bits (RFC 5462).
     pub traffic_class: u8,
@@ -32,9 +34,9 @@ pub struct Label {
     pub ttl: u8,
 }
 
-/// Another extension object, as it is.
+/// Any other extension object (RFC 4884, section 7), as on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Object {
+pub struct ExtensionObject {
     pub class: u8,
     pub class_type: u8,
     pub data: Vec<u8>,
@@ -42,24 +44,27 @@ pub struct Object {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Extensions {
-    pub labels: Vec<Label>,
-    pub others: Vec<Object>,
+    pub labels: Vec<MplsLabel>,
+    pub others: Vec<ExtensionObject>,
 }
 
-/// Splits what follows the 8-byte ICMP header. `length` is the header's length field in bytes, 0 when it says nothing.
-/// None: there is no whole IP header, or the packet is a later fragment, which holds no ports.
+/// Splits the body that follows the 8-byte ICMP header. `length` is the header's length field in bytes, or 0. None when
+/// the quoted IP header is incomplete, or belongs to a later fragment, which has no ports.
 #[must_use]
-pub fn split(v6: bool, body: &[u8], length: usize) -> Option<(Quoted<'_>, Extensions)> {
+pub fn split(family: Family, body: &[u8], length: usize) -> Option<(Quoted<'_>, Extensions)> {
     let (datagram, extensions) = if length > 0 && length <= body.len() {
         (&body[..length], extensions(&body[length..]))
     } else {
-        // Not said: there may be extensions behind the 128th byte; their checksum tells.
-        match body.split_at_checked(UNSAID).map(|(datagram, rest)| (datagram, extensions(rest))) {
+        // No length: extensions may follow after 128 bytes; their checksum decides.
+        match body.split_at_checked(LEGACY_QUOTE_LENGTH).map(|(datagram, rest)| (datagram, extensions(rest))) {
             Some((datagram, Some(found))) => (datagram, Some(found)),
             _ => (body, None),
         }
     };
-    let quoted = if v6 { quoted_v6(datagram) } else { quoted_v4(datagram) };
+    let quoted = match family {
+        Family::V4 => quoted_v4(datagram),
+        Family::V6 => quoted_v6(datagram),
+    };
     Some((quoted?, extensions.unwrap_or_default()))
 }
 
@@ -76,7 +81,7 @@ fn quoted_v6(datagram: &[u8]) -> Option<Quoted<'_>> {
     let ip = Ipv6Packet::new(datagram)?;
     let mut next = ip.get_next_header();
     let mut transport = datagram.get(40..)?;
-    // A packet over the MTU was fragmented by us: its first fragment carries the header.
+    // This host fragmented a packet above the MTU: the first fragment carries the transport header.
     if next == IpNextHeaderProtocols::Ipv6Frag {
         let [protocol, _, offset_high, offset_low, ..] = *transport else { return None };
         if u16::from_be_bytes([offset_high, offset_low]) >> 3 != 0 {
@@ -88,17 +93,17 @@ fn quoted_v6(datagram: &[u8]) -> Option<Quoted<'_>> {
     (ip.get_version() == 6).then(|| Quoted { target: ip.get_destination().into(), protocol: next.0, transport })
 }
 
-/// None when this is not an extension structure.
+/// None when the bytes are no extension structure.
 fn extensions(bytes: &[u8]) -> Option<Extensions> {
     let [version, _, sum_high, sum_low, ..] = *bytes else { return None };
     // A checksum of zero means that there is none (RFC 4884, section 7).
-    let unsummed = [sum_high, sum_low] == [0, 0];
-    if version >> 4 != 2 || !(unsummed || pnet_packet::util::checksum(bytes, usize::MAX) == 0) {
+    let no_checksum = [sum_high, sum_low] == [0, 0];
+    if version >> 4 != 2 || !(no_checksum || pnet_packet::util::checksum(bytes, usize::MAX) == 0) {
         return None;
     }
     let mut found = Extensions::default();
     let mut rest = &bytes[4..];
-    for _ in 0..OBJECTS {
+    for _ in 0..MAX_OBJECTS {
         let [length_high, length_low, class, class_type, ..] = *rest else { break };
         let length = usize::from(u16::from_be_bytes([length_high, length_low]));
         let Some((object, after)) = rest.split_at_checked(length).filter(|(object, _)| object.len() >= 4) else {
@@ -108,17 +113,17 @@ fn extensions(bytes: &[u8]) -> Option<Extensions> {
         if (class, class_type) == (1, 1) {
             found.labels.extend(data.chunks_exact(4).map(label));
         } else {
-            found.others.push(Object { class, class_type, data: data.to_vec() });
+            found.others.push(ExtensionObject { class, class_type, data: data.to_vec() });
         }
         rest = after;
     }
     Some(found)
 }
 
-fn label(entry: &[u8]) -> Label {
+fn label(entry: &[u8]) -> MplsLabel {
     let word = entry.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
-    #[expect(clippy::cast_possible_truncation, reason = "the bits that are wanted are the low ones")]
-    Label {
+    #[expect(clippy::cast_possible_truncation, reason = "traffic class and TTL are the low bits of the shifted word")]
+    MplsLabel {
         value: word >> 12,
         traffic_class: (word >> 9) as u8 & 7,
         bottom_of_stack: word & 0x100 != 0,
@@ -151,16 +156,16 @@ mod tests {
 
     #[test]
     fn a_quoted_packet_is_read_as_far_as_it_goes() {
-        let (quoted, extensions) = split(false, &V4, 0).expect("whole");
+        let (quoted, extensions) = split(Family::V4, &V4, 0).expect("whole");
         assert_eq!((quoted.target.to_string().as_str(), quoted.protocol), ("192.0.2.9", 17));
         assert_eq!(quoted.transport, &V4[20..]);
         assert_eq!(extensions, Extensions::default());
         for cut in 0..20 {
-            assert_eq!(split(false, &V4[..cut], 0), None, "{cut}");
+            assert_eq!(split(Family::V4, &V4[..cut], 0), None, "{cut}");
         }
         let mut fragment = V4;
         fragment[7] = 1;
-        assert_eq!(split(false, &fragment, 0), None, "a later fragment holds no ports");
+        assert_eq!(split(Family::V4, &fragment, 0), None, "a later fragment holds no ports");
     }
 
     #[test]
@@ -169,14 +174,14 @@ mod tests {
             let mut body = V4.to_vec();
             body.resize(length, 0);
             body.extend(stack());
-            let (quoted, extensions) = split(false, &body, said).expect("whole");
+            let (quoted, extensions) = split(Family::V4, &body, said).expect("whole");
             assert_eq!(quoted.transport.len(), length - 20, "padding is not part of the structure");
             let expected = [
-                Label { value: 24001, traffic_class: 0, bottom_of_stack: false, ttl: 1 },
-                Label { value: 16, traffic_class: 7, bottom_of_stack: true, ttl: 255 },
+                MplsLabel { value: 24001, traffic_class: 0, bottom_of_stack: false, ttl: 1 },
+                MplsLabel { value: 16, traffic_class: 7, bottom_of_stack: true, ttl: 255 },
             ];
             assert_eq!(extensions.labels, expected);
-            assert_eq!(extensions.others, [Object { class: 2, class_type: 5, data: vec![9; 4] }]);
+            assert_eq!(extensions.others, [ExtensionObject { class: 2, class_type: 5, data: vec![9; 4] }]);
         }
     }
 
@@ -187,7 +192,7 @@ mod tests {
         let mut wrong = stack();
         wrong[9] ^= 1;
         body.extend(wrong);
-        let (quoted, extensions) = split(false, &body, 0).expect("whole");
+        let (quoted, extensions) = split(Family::V4, &body, 0).expect("whole");
         assert_eq!(extensions, Extensions::default());
         assert_eq!(quoted.transport.len(), body.len() - 20, "it is payload then");
     }

@@ -1,5 +1,5 @@
-//! The receiver of raw mode: per family one socket with a thread of its own that drains it without pause, shared by
-//! all series of pings and traces. Each series says by which key its messages are known, and judges them itself.
+//! The receiver of raw mode: for each family one ICMP socket, drained continuously by its own thread and shared by all
+//! series. A message goes to the series that owns its flow, and that series decides which probe it answers.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,61 +9,86 @@ use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
 use parking_lot::Mutex;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Socket, Type};
 
-use super::icmp::{self, Key, Message};
+use super::icmp::{self, FlowKey, Message};
 use super::socket;
 use super::{StartError, options};
+use crate::Family;
 
-/// Asked of the kernel: room for 20,000 packets while the thread is not scheduled.
-const ROOM: usize = 16 << 20;
+/// Receive buffer in bytes: about 20,000 packets that arrive while the thread is not scheduled.
+const RECEIVE_BUFFER: usize = 16 << 20;
+/// The longest IP packet, in bytes.
+const MAX_PACKET: usize = 65_536;
 
-/// A message as it arrived.
-pub struct Heard<'a> {
+/// An ICMP message and its metadata.
+pub struct ReceivedMessage<'a> {
     pub source: IpAddr,
-    /// The kernel's receive timestamp, since the epoch.
-    pub at: Option<Duration>,
+    /// Kernel receive timestamp, since the Unix epoch.
+    pub timestamp: Option<Duration>,
     pub ttl: Option<u8>,
     /// Bytes of the ICMP message.
     pub length: usize,
     pub message: Message<'a>,
 }
 
-/// Who wants to hear of a key. Called on the receiver's thread: must not block.
-pub trait Listener: Send + Sync {
-    fn heard(&self, heard: &Heard<'_>);
+/// Demultiplexes the messages of one series: decides which probe each answers, if any. Called on the receiver's thread:
+/// must not block.
+pub trait Demultiplexer: Send + Sync {
+    fn receive(&self, received: &ReceivedMessage<'_>);
 }
 
-pub struct Receiver {
-    v6: bool,
-    table: Mutex<Table>,
-    /// Packets that the socket dropped since the start.
+/// The shared receiver of one family.
+pub struct IcmpReceiver {
+    family: Family,
+    flows: Mutex<FlowTable>,
+    /// Packets that the socket dropped since it was opened.
     dropped: AtomicU32,
 }
 
 #[derive(Default)]
-struct Table {
-    listeners: HashMap<Key, Arc<dyn Listener>>,
+struct FlowTable {
+    owners: HashMap<FlowKey, Arc<dyn Demultiplexer>>,
     next_identifier: u16,
 }
 
-impl Receiver {
-    pub fn open(v6: bool) -> std::io::Result<Arc<Self>> {
-        let (domain, protocol) = if v6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
-        let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
-        options::filter(&socket, v6, if v6 { &icmp::WANTED_V6 } else { &icmp::WANTED_V4 })?;
-        options::tell_all(&socket, v6)?;
-        // Past the system's limit with CAP_NET_ADMIN, up to it without.
-        if setsockopt(&socket, sockopt::RcvBufForce, &ROOM).is_err() {
-            socket.set_recv_buffer_size(ROOM)?;
+impl FlowTable {
+    /// Round-robin, so that an identifier is reused as late as possible; random ones would collide among a few hundred
+    /// series (birthday problem). Never 0: Linux sends an echo reply of nothing but zeros with the checksum 0 instead of
+    /// 0xffff, which is wrong (seen with identifier 0, sequence number 0 and no payload).
+    fn free_identifier(&mut self) -> Option<u16> {
+        let first = self.next_identifier.max(1);
+        let mut identifier = first;
+        while self.owners.contains_key(&FlowKey::Icmp(identifier)) {
+            identifier = identifier.wrapping_add(1).max(1);
+            if identifier == first {
+                return None;
+            }
         }
-        // So that the thread notices when the engine is gone.
+        self.next_identifier = identifier.wrapping_add(1);
+        Some(identifier)
+    }
+}
+
+impl IcmpReceiver {
+    /// Opens the socket and starts its thread, which ends within 1 s after the last reference is dropped.
+    ///
+    /// # Errors
+    /// As from socket(2): `EPERM` without `CAP_NET_RAW`.
+    pub fn open(family: Family) -> std::io::Result<Arc<Self>> {
+        let socket = Socket::new(family.domain(), Type::RAW, Some(family.icmp()))?;
+        options::set_icmp_filter(&socket, family, icmp::accepted_types(family))?;
+        options::enable_receive_metadata(&socket, family)?;
+        // SO_RCVBUFFORCE exceeds net.core.rmem_max with CAP_NET_ADMIN; SO_RCVBUF is capped by it.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        let receiver = Arc::new(Self { v6, table: Mutex::default(), dropped: AtomicU32::new(0) });
+        let receiver = Arc::new(Self { family, flows: Mutex::default(), dropped: AtomicU32::new(0) });
         let weak = Arc::downgrade(&receiver);
-        std::thread::Builder::new().name(format!("icmp{}", if v6 { 6 } else { 4 })).spawn(move || {
+        std::thread::Builder::new().name(format!("icmp{family}")).spawn(move || {
             crate::privilege::drop_or_warn(crate::privilege::NOTHING);
-            let (mut buffer, mut control) = (vec![0; 65_536], socket::control_room());
+            let (mut buffer, mut control) = (vec![0; MAX_PACKET], socket::control_buffer());
             while let Some(receiver) = weak.upgrade() {
                 if let Ok(received) = socket::receive(&socket, MsgFlags::empty(), &mut buffer, &mut control) {
                     receiver.dropped.fetch_max(received.dropped, Ordering::Relaxed);
@@ -76,60 +101,82 @@ impl Receiver {
 
     fn dispatch(&self, received: &socket::Received, packet: &[u8]) {
         let Some(source) = received.source else { return };
-        let (ttl, bytes) = if self.v6 {
-            (received.ttl, packet)
-        } else {
-            let Some((ttl, message)) = icmp::strip_ipv4(packet) else { return };
-            (Some(ttl), message)
+        let (ttl, bytes) = match self.family {
+            Family::V4 => {
+                let Some((ttl, message)) = icmp::strip_ipv4(packet) else { return };
+                (Some(ttl), message)
+            }
+            Family::V6 => (received.ttl, packet),
         };
-        let Some(message) = icmp::parse(self.v6, bytes) else { return };
-        let Some(key) = message.key(self.v6) else { return };
-        let listener = self.table.lock().listeners.get(&key).map(Arc::clone);
-        // The kernel has not looked at it yet (RFC 792); of ICMPv6 it has.
-        let whole = || self.v6 || pnet_packet::util::checksum(bytes, usize::MAX) == 0;
-        if let Some(listener) = listener.filter(|_| whole()) {
-            listener.heard(&Heard { source, at: received.at, ttl, length: bytes.len(), message });
+        let Some(message) = icmp::parse(self.family, bytes) else { return };
+        let Some(flow) = message.flow(self.family) else { return };
+        let owner = self.flows.lock().owners.get(&flow).map(Arc::clone);
+        // The kernel verifies checksums for raw ICMPv6 sockets, not for raw ICMPv4 sockets.
+        let is_intact = || self.family == Family::V6 || pnet_packet::util::checksum(bytes, usize::MAX) == 0;
+        if let Some(owner) = owner.filter(|_| is_intact()) {
+            let timestamp = received.timestamp;
+            owner.receive(&ReceivedMessage { source, timestamp, ttl, length: bytes.len(), message });
         }
     }
 
-    /// Packets that the socket dropped since the start; wraps.
+    /// Packets that the socket dropped since it was opened, because its receive buffer was full; wraps.
     pub fn dropped(&self) -> u32 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// For a key that nobody else can have: a port that the caller has bound.
-    pub fn claim(self: &Arc<Self>, key: Key, listener: Arc<dyn Listener>) -> Claim {
-        self.table.lock().listeners.insert(key, listener);
-        Claim { receiver: Arc::clone(self), key }
+    /// Passes messages of this flow to `owner`. The caller has bound the port, so that nobody else can have the flow.
+    pub fn claim(self: &Arc<Self>, flow: FlowKey, owner: Arc<dyn Demultiplexer>) -> Claim {
+        self.flows.lock().owners.insert(flow, owner);
+        Claim { receiver: Arc::clone(self), flow }
     }
 
-    /// An identifier for echo requests comes from the set of free ones, in turn, so that one is used again as late as
-    /// possible; random ones collide at some hundred series (the birthday problem).
-    pub fn claim_identifier(self: &Arc<Self>, listener: Arc<dyn Listener>) -> Result<(u16, Claim), StartError> {
-        let mut table = self.table.lock();
-        let first = table.next_identifier;
-        let mut identifier = first;
-        while table.listeners.contains_key(&Key::Echo(identifier)) {
-            identifier = identifier.wrapping_add(1);
-            if identifier == first {
-                return Err(StartError::Unavailable("all 65,536 ICMP identifiers are in use".into()));
-            }
-        }
-        table.next_identifier = identifier.wrapping_add(1);
-        table.listeners.insert(Key::Echo(identifier), listener);
-        drop(table);
-        Ok((identifier, Claim { receiver: Arc::clone(self), key: Key::Echo(identifier) }))
+    /// Allocates a free identifier of echo requests, 1–65535.
+    ///
+    /// # Errors
+    /// When all are in use.
+    pub fn claim_identifier(self: &Arc<Self>, owner: Arc<dyn Demultiplexer>) -> Result<(u16, Claim), StartError> {
+        let mut flows = self.flows.lock();
+        let identifier = flows
+            .free_identifier()
+            .ok_or_else(|| StartError::Unavailable("all 65,535 ICMP identifiers are in use".into()))?;
+        let flow = FlowKey::Icmp(identifier);
+        flows.owners.insert(flow, owner);
+        drop(flows);
+        Ok((identifier, Claim { receiver: Arc::clone(self), flow }))
     }
 }
 
-/// Dropping it frees the key.
+/// Ownership of a flow; dropping it frees the flow.
 pub struct Claim {
-    receiver: Arc<Receiver>,
-    key: Key,
+    receiver: Arc<IcmpReceiver>,
+    flow: FlowKey,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.receiver.table.lock().listeners.remove(&self.key);
+        self.receiver.flows.lock().owners.remove(&self.flow);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Demultiplexer for Nothing {
+        fn receive(&self, _: &ReceivedMessage<'_>) {}
+    }
+
+    #[test]
+    fn identifiers_are_unique_and_never_zero() {
+        let mut flows = FlowTable::default();
+        for expected in 1..=u16::MAX {
+            assert_eq!(flows.free_identifier(), Some(expected));
+            flows.owners.insert(FlowKey::Icmp(expected), Arc::new(Nothing));
+        }
+        assert_eq!(flows.free_identifier(), None);
+        flows.owners.remove(&FlowKey::Icmp(7));
+        assert_eq!(flows.free_identifier(), Some(7));
     }
 }

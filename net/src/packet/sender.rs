@@ -7,82 +7,91 @@ use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use parking_lot::Mutex;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::options::{self, Fragments};
-use super::socket::{self, Stamp};
+use super::options::{self, Fragmentation};
+use super::socket::{self, Timestamp};
+use crate::Family;
 
-/// A raw socket that only sends.
-pub struct Sender {
-    v6: bool,
+/// How long a send waits for a full send buffer.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A raw socket that only sends. Shared by all series: one packet and its departure timestamp at a time.
+pub struct RawSender {
+    family: Family,
     socket: AsyncFd<Socket>,
-    /// Whose turn it is to send, and to read when the kernel passed the packet on: room for what it says.
-    turn: Mutex<Vec<u8>>,
+    /// Held from a send to the read of its timestamp; buffer of the control messages of that read.
+    control: Mutex<Vec<u8>>,
 }
 
-impl Sender {
-    pub fn open(v6: bool, protocol: Protocol, fragments: Fragments) -> std::io::Result<Self> {
-        let socket = Socket::new(if v6 { Domain::IPV6 } else { Domain::IPV4 }, Type::RAW, Some(protocol))?;
+impl RawSender {
+    /// Must be called on the I/O runtime.
+    ///
+    /// # Errors
+    /// As from socket(2): `EPERM` without `CAP_NET_RAW`.
+    pub fn open(family: Family, protocol: Protocol, fragmentation: Fragmentation) -> std::io::Result<Self> {
+        let socket = Socket::new(family.domain(), Type::RAW, Some(protocol))?;
         socket.set_nonblocking(true)?;
-        options::receive_nothing(&socket)?;
-        options::fragments(&socket, v6, fragments)?;
-        options::tell_departures(&socket)?;
-        let turn = Mutex::new(socket::control_room());
-        Ok(Self { v6, socket: socket::watched(socket, Interest::WRITABLE)?, turn })
+        options::attach_reject_filter(&socket)?;
+        options::set_fragmentation(&socket, family, fragmentation)?;
+        options::enable_transmit_timestamps(&socket)?;
+        let control = Mutex::new(socket::control_buffer());
+        Ok(Self { family, socket: socket::register(socket, Interest::WRITABLE)?, control })
     }
 
-    /// Sends one packet, waiting for room in the send queue as a blocking send would. The address it is sent from is
-    /// the kernel's choice, unless `from` says it.
+    /// Sends one packet (without IP header) and returns when it left. Waits up to 1 s for a full send buffer. `ttl` 1–255;
+    /// the system's default when None. The kernel chooses the source address when `from` is None.
+    ///
+    /// # Errors
+    /// A description of this host's failure.
     pub async fn send(
         &self,
         packet: &[u8],
         to: IpAddr,
         ttl: Option<u8>,
         from: Option<IpAddr>,
-    ) -> Result<Stamp, String> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+    ) -> Result<Timestamp, String> {
+        let deadline = tokio::time::Instant::now() + SEND_TIMEOUT;
         loop {
-            match self.send_now(packet, to, ttl, from) {
+            match self.try_send(packet, to, ttl, from) {
                 Err(nix::Error::EAGAIN) => {
                     let Ok(Ok(mut ready)) = tokio::time::timeout_at(deadline, self.socket.writable()).await else {
-                        return Err(options::send_failure(nix::Error::EAGAIN));
+                        return Err(options::describe_send_error(nix::Error::EAGAIN));
                     };
                     ready.clear_ready();
                 }
-                Err(error) => return Err(options::send_failure(error)),
-                Ok(stamp) => return Ok(stamp),
+                Err(error) => return Err(options::describe_send_error(error)),
+                Ok(departure) => return Ok(departure),
             }
         }
     }
 
-    fn send_now(&self, packet: &[u8], to: IpAddr, ttl: Option<u8>, from: Option<IpAddr>) -> nix::Result<Stamp> {
+    fn try_send(&self, packet: &[u8], to: IpAddr, ttl: Option<u8>, from: Option<IpAddr>) -> nix::Result<Timestamp> {
         let address = SockaddrStorage::from(SocketAddr::new(to, 0));
         let ttl = ttl.map(i32::from);
         let (v4_from, v6_from) = options::packet_info(from);
-        let mut control = vec![];
-        if let Some(ttl) = &ttl {
-            control.push(if self.v6 { ControlMessage::Ipv6HopLimit(ttl) } else { ControlMessage::Ipv4Ttl(ttl) });
-        }
-        control.extend(v4_from.as_ref().map(ControlMessage::Ipv4PacketInfo));
-        control.extend(v6_from.as_ref().map(ControlMessage::Ipv6PacketInfo));
+        let mut messages = vec![];
+        messages.extend(ttl.as_ref().map(|ttl| options::ttl_message(self.family, ttl)));
+        messages.extend(v4_from.as_ref().map(ControlMessage::Ipv4PacketInfo));
+        messages.extend(v6_from.as_ref().map(ControlMessage::Ipv6PacketInfo));
         let parts = [IoSlice::new(packet)];
-        let mut room = self.turn.lock();
-        // Of packets that waited in a queue of the link.
-        self.departure(&mut room);
-        let stamp = Stamp::now();
-        sendmsg(self.socket.as_raw_fd(), &parts, &control, MsgFlags::MSG_DONTWAIT, Some(&address))?;
-        Ok(self.departure(&mut room).and_then(|at| stamp.corrected(at)).unwrap_or(stamp))
+        let mut control = self.control.lock();
+        // Discards timestamps of packets that waited in the queue of the interface.
+        self.departure(&mut control);
+        let before = Timestamp::now();
+        sendmsg(self.socket.as_raw_fd(), &parts, &messages, MsgFlags::MSG_DONTWAIT, Some(&address))?;
+        Ok(self.departure(&mut control).and_then(|at| before.corrected_by(at)).unwrap_or(before))
     }
 
-    /// When the kernel gave the last packet to the link: this process may have been interrupted before, and then the
-    /// time from its own stamp would be too long.
-    fn departure(&self, room: &mut [u8]) -> Option<Duration> {
+    /// When the kernel passed the last packet to the driver. The clock before the send is earlier by any interruption
+    /// of this process in between.
+    fn departure(&self, control: &mut [u8]) -> Option<Duration> {
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
         let mut last = None;
-        while let Ok(told) = socket::receive(self.socket.get_ref(), flags, &mut [], room) {
-            last = told.at.or(last);
+        while let Ok(received) = socket::receive(self.socket.get_ref(), flags, &mut [], control) {
+            last = received.timestamp.or(last);
         }
         last
     }

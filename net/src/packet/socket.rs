@@ -1,4 +1,4 @@
-//! Packets with what the kernel says about them: when they came, from whom, with which TTL, and what was dropped.
+//! Packets with their kernel metadata: timestamp, source, TTL, count of drops, and the error queue.
 
 use std::io::{self, IoSliceMut};
 use std::net::IpAddr;
@@ -12,77 +12,82 @@ use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The two clocks drift apart by this only when somebody sets the wall clock.
-const STEP: Duration = Duration::from_millis(1);
+/// A larger difference between the two clocks means that the wall clock was set.
+const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(1);
 
-/// A moment on both clocks: the wall clock is what the kernel stamps with, the other one cannot be set.
+/// A moment on both clocks: `CLOCK_REALTIME`, which kernel timestamps use, and `CLOCK_MONOTONIC`, which nobody can set.
 #[derive(Debug, Clone, Copy)]
-pub struct Stamp {
+pub struct Timestamp {
     wall: Duration,
-    pub steady: Instant,
+    pub monotonic: Instant,
 }
 
-impl Stamp {
+impl Timestamp {
     #[must_use]
     pub fn now() -> Self {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { wall, steady: Instant::now() }
+        Self { wall, monotonic: Instant::now() }
     }
 
-    /// Since the epoch.
+    /// Since the Unix epoch.
     #[must_use]
     pub fn wall(&self) -> Duration {
         self.wall
     }
 
-    /// This moment, as the kernel has stamped it, if that can be: between this one and now.
+    /// This moment moved to a kernel timestamp. None when that is not between this moment and now.
     #[must_use]
-    pub fn corrected(self, kernel: Duration) -> Option<Self> {
-        let later = kernel.checked_sub(self.wall).filter(|later| *later <= self.steady.elapsed())?;
-        Some(Self { wall: kernel, steady: self.steady + later })
+    pub fn corrected_by(self, kernel: Duration) -> Option<Self> {
+        let later = kernel.checked_sub(self.wall).filter(|later| *later <= self.monotonic.elapsed())?;
+        Some(Self { wall: kernel, monotonic: self.monotonic + later })
     }
 
-    /// From this moment to a kernel timestamp that has just been read. Falls back to the steady clock, which includes
-    /// the time until the process woke up, when there is no timestamp or the wall clock was set in between.
+    /// From this moment to a kernel timestamp that has just been read. Falls back to the monotonic clock, which
+    /// includes the time until the process woke up, when there is no timestamp or the wall clock was set in between.
     #[must_use]
-    pub fn until(&self, kernel: Option<Duration>) -> Duration {
+    pub fn elapsed_until(&self, kernel: Option<Duration>) -> Duration {
         let now = Self::now();
-        let steady = now.steady.duration_since(self.steady);
-        let Some(kernel) = kernel else { return steady };
+        let monotonic = now.monotonic.duration_since(self.monotonic);
+        let Some(kernel) = kernel else { return monotonic };
         let wall = now.wall.checked_sub(self.wall);
         match (wall, kernel.checked_sub(self.wall)) {
-            (Some(wall), Some(rtt)) if wall.abs_diff(steady) < STEP && rtt <= steady + STEP => rtt,
-            _ => steady,
+            (Some(wall), Some(rtt))
+                if wall.abs_diff(monotonic) < MAX_CLOCK_DRIFT && rtt <= monotonic + MAX_CLOCK_DRIFT =>
+            {
+                rtt
+            }
+            _ => monotonic,
         }
     }
 }
 
-/// A socket that tokio watches.
+/// Registers a non-blocking socket with tokio's reactor.
 ///
 /// # Errors
-/// When it cannot be watched, or this is not the I/O runtime.
-pub fn watched(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
-    #[expect(unsafe_code, reason = "a Socket owns its descriptor and always gives the same one, as is asked for")]
-    let watched = unsafe { AsyncFd::register_with_interest(socket, interest) };
-    Ok(watched?)
+/// When the socket cannot be registered, or outside of a runtime with I/O.
+pub fn register(socket: Socket, interest: Interest) -> io::Result<AsyncFd<Socket>> {
+    #[expect(unsafe_code, reason = "a Socket owns its descriptor and always returns the same one, as AsyncFd requires")]
+    let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
+    Ok(registered?)
 }
 
-/// A packet and what the kernel says about it.
+/// A packet's length and kernel metadata.
 #[derive(Debug)]
 pub struct Received {
+    /// Bytes; more than the buffer holds when the packet was truncated and `MSG_TRUNC` was set.
     pub length: usize,
-    /// On the error queue: where the packet was going that the error quotes.
+    /// From the error queue: the destination of the packet that the error quotes.
     pub source: Option<IpAddr>,
     pub ttl: Option<u8>,
-    /// Since the epoch.
-    pub at: Option<Duration>,
-    /// Packets dropped by this socket since it was opened, for want of room.
+    /// Kernel timestamp, since the Unix epoch.
+    pub timestamp: Option<Duration>,
+    /// Packets that this socket dropped since it was opened, because its receive buffer was full.
     pub dropped: u32,
     /// From the error queue: the ICMP error that quotes a packet of ours.
     pub error: Option<IcmpError>,
 }
 
-/// An ICMP error as the error queue has it.
+/// An ICMP error as reported on the error queue.
 #[derive(Debug, Clone, Copy)]
 pub struct IcmpError {
     pub source: IpAddr,
@@ -92,9 +97,9 @@ pub struct IcmpError {
     pub info: u32,
 }
 
-/// Room for every control message that receivers here ask for, and for those of the error queue.
+/// A buffer for all control messages that this crate enables, and for those of the error queue.
 #[must_use]
-pub fn control_room() -> Vec<u8> {
+pub fn control_buffer() -> Vec<u8> {
     nix::cmsg_space!(libc::timespec, [libc::timespec; 3], u32, libc::c_int, libc::sock_extended_err, libc::sockaddr_in6)
 }
 
@@ -109,17 +114,17 @@ pub fn receive(socket: &impl AsRawFd, flags: MsgFlags, buffer: &mut [u8], contro
         length: message.bytes,
         source: message.address.as_ref().and_then(address_of),
         ttl: None,
-        at: None,
+        timestamp: None,
         dropped: 0,
         error: None,
     };
-    for extra in message.cmsgs()? {
-        match extra {
+    for control in message.cmsgs()? {
+        match control {
             ControlMessageOwned::ScmTimestampns(at) => {
-                received.at = u64::try_from(at.num_nanoseconds()).ok().map(Duration::from_nanos);
+                received.timestamp = u64::try_from(at.num_nanoseconds()).ok().map(Duration::from_nanos);
             }
             ControlMessageOwned::ScmTimestampsns(at) => {
-                received.at = u64::try_from(at.system.num_nanoseconds()).ok().map(Duration::from_nanos);
+                received.timestamp = u64::try_from(at.system.num_nanoseconds()).ok().map(Duration::from_nanos);
             }
             ControlMessageOwned::RxqOvfl(dropped) => received.dropped = dropped,
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
@@ -143,24 +148,24 @@ impl IcmpError {
     }
 }
 
-/// A socket that is read to the end of its queue, and of its error queue.
-pub struct Inbox {
+/// Reads the receive queue and the error queue of a socket, both to their ends.
+pub struct SocketReader {
     socket: std::sync::Arc<AsyncFd<Socket>>,
     buffer: Vec<u8>,
     control: Vec<u8>,
-    /// Packets that the socket dropped for want of room.
+    /// Packets that the socket dropped since it was opened, because its receive buffer was full.
     pub dropped: u32,
-    told: u32,
+    reported: u32,
 }
 
-impl Inbox {
-    /// `room` is the longest message that is wanted whole.
+impl SocketReader {
+    /// `capacity` bytes of each message are kept.
     #[must_use]
-    pub fn new(socket: std::sync::Arc<AsyncFd<Socket>>, room: usize) -> Self {
-        Self { socket, buffer: vec![0; room], control: control_room(), dropped: 0, told: 0 }
+    pub fn new(socket: std::sync::Arc<AsyncFd<Socket>>, capacity: usize) -> Self {
+        Self { socket, buffer: vec![0; capacity], control: control_buffer(), dropped: 0, reported: 0 }
     }
 
-    /// The next message. Loses nothing when dropped.
+    /// The next message of either queue. Cancel-safe.
     pub async fn next(&mut self) -> (Received, &[u8]) {
         loop {
             if let Some(received) = self.read() {
@@ -169,23 +174,23 @@ impl Inbox {
                 return (received, &self.buffer[..length]);
             }
             match self.socket.ready(Interest::READABLE | Interest::ERROR).await {
-                // Cleared before the socket is read again: what comes in between is seen by that read.
+                // Cleared before the socket is read again: a message that arrives in between is found by that read.
                 Ok(mut ready) => ready.clear_ready(),
                 Err(_) => std::future::pending().await,
             }
         }
     }
 
-    /// Packets that the socket dropped since this was last asked.
+    /// Packets that the socket dropped since the last call.
     pub fn newly_dropped(&mut self) -> u32 {
-        let new = self.dropped.wrapping_sub(self.told);
-        self.told = self.dropped;
+        let new = self.dropped.wrapping_sub(self.reported);
+        self.reported = self.dropped;
         new
     }
 
     fn read(&mut self) -> Option<Received> {
         for queue in [MsgFlags::empty(), MsgFlags::MSG_ERRQUEUE] {
-            // Any call may fail with the pending error of an earlier packet; only EAGAIN means that all is read.
+            // Any call may fail with the pending error of an earlier packet; only EAGAIN means that the queue is empty.
             for _ in 0..16 {
                 let flags = queue | MsgFlags::MSG_DONTWAIT;
                 match receive(self.socket.get_ref(), flags, &mut self.buffer, &mut self.control) {
@@ -210,10 +215,10 @@ mod tests {
 
     #[test]
     fn a_wall_clock_that_was_set_does_not_reach_the_result() {
-        let mut sent = Stamp::now();
+        let mut sent = Timestamp::now();
         sent.wall += Duration::from_hours(1);
-        assert!(sent.until(Some(Stamp::now().wall)) < Duration::from_millis(100));
+        assert!(sent.elapsed_until(Some(Timestamp::now().wall)) < Duration::from_millis(100));
         sent.wall -= Duration::from_hours(2);
-        assert!(sent.until(Some(Stamp::now().wall)) < Duration::from_millis(100));
+        assert!(sent.elapsed_until(Some(Timestamp::now().wall)) < Duration::from_millis(100));
     }
 }

@@ -1,7 +1,6 @@
-//! Datagram mode, for processes without `CAP_NET_RAW`: the kernel picks the identifier and hands each socket its own
+//! Datagram mode, for processes without `CAP_NET_RAW`: the kernel picks the identifier and passes each socket its own
 //! replies; errors come through the error queue (`IP_RECVERR`).
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,99 +9,79 @@ use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::{Plan, What};
+use super::echo::EchoDemultiplexer;
+use super::{EchoResponse, PingParameters};
 use crate::packet::StartError;
-use crate::packet::datagram::{connected, send_now, unavailable};
-use crate::packet::icmp::{self, Message, Secret};
-use crate::packet::options::{self, Fragments};
-use crate::packet::socket::{self, Inbox, Received, Stamp};
+use crate::packet::datagram::{open_connected, send_past_pending_errors, unavailable};
+use crate::packet::icmp::{self, Message};
+use crate::packet::options::{self, Fragmentation};
+use crate::packet::socket::{self, Received, SocketReader, Timestamp};
+use crate::packet::token::TokenKey;
 use crate::policy::Permitted;
-use crate::series::{Arrival, Link};
+use crate::series::{Arrival, Channel};
 
-static SERIES: AtomicU64 = AtomicU64::new(1 << 63);
+/// Series of datagram mode; those of raw mode count from 0, so that the two never have the same number.
+static NEXT_SERIES: AtomicU64 = AtomicU64::new(1 << 63);
 
-pub struct Datagram {
+/// Bytes read beyond the length of a request, which show a reply that is longer.
+const EXCESS: usize = 2048;
+
+/// One series on a socket of its own.
+pub struct DatagramChannel {
     socket: Arc<AsyncFd<Socket>>,
-    inbox: Inbox,
-    judge: Judge,
+    reader: SocketReader,
+    echo: EchoDemultiplexer,
 }
 
-struct Judge {
-    v6: bool,
-    secret: Arc<Secret>,
-    series: u64,
-    target: IpAddr,
-    payload_size: usize,
-}
-
-impl Datagram {
-    pub fn open(target: Permitted, plan: &Plan, secret: Arc<Secret>) -> Result<Self, StartError> {
-        let target = target.address();
-        let v6 = target.is_ipv6();
-        let unavailable = |error| unavailable(&error, v6);
-        let socket = connected(target, if plan.dont_fragment { Fragments::Forbidden } else { Fragments::Allowed })?;
-        if let Some(ttl) = plan.ttl {
-            options::ttl(&socket, v6, ttl).map_err(unavailable)?;
+impl DatagramChannel {
+    pub fn open(target: Permitted, parameters: &PingParameters, key: &TokenKey) -> Result<Self, StartError> {
+        let echo = EchoDemultiplexer::new(target, parameters, key, NEXT_SERIES.fetch_add(1, Ordering::Relaxed));
+        let family = echo.family();
+        let unavailable = |error| unavailable(&error, family);
+        let fragmentation = if parameters.dont_fragment { Fragmentation::Forbidden } else { Fragmentation::Allowed };
+        let socket = open_connected(echo.target(), fragmentation)?;
+        if let Some(ttl) = parameters.ttl {
+            options::set_ttl(&socket, family, ttl).map_err(unavailable)?;
         }
-        let socket = socket::watched(socket, Interest::READABLE | Interest::ERROR).map_err(unavailable)?;
-        let socket = Arc::new(socket);
-        let series = SERIES.fetch_add(1, Ordering::Relaxed);
-        // A reply is as long as its request; some more shows one that is not.
-        let inbox = Inbox::new(Arc::clone(&socket), usize::from(plan.payload_size) + 2048);
-        let judge = Judge { v6, secret, series, target, payload_size: plan.payload_size.into() };
-        Ok(Self { socket, inbox, judge })
+        let socket = Arc::new(socket::register(socket, Interest::READABLE | Interest::ERROR).map_err(unavailable)?);
+        let reader = SocketReader::new(Arc::clone(&socket), usize::from(parameters.payload_size) + EXCESS);
+        Ok(Self { socket, reader, echo })
     }
 }
 
-impl Judge {
-    /// What the message says, if it is ours.
-    fn arrival(&self, received: &Received, message: &[u8]) -> Option<Arrival<What>> {
-        let (at, ttl) = (received.at, received.ttl);
-        if let Some(error) = received.error {
-            // The error queue hands back the request that the error quotes; the kernel has matched its identifier only.
-            let (_, seq) = icmp::request_in(self.v6, message)?;
-            let sent = self.secret.data(self.series, self.target, seq, self.payload_size);
-            if received.source != Some(self.target) || !icmp::may_quote(&sent, message.get(icmp::HEADER..)?) {
-                return None;
-            }
-            let kind = icmp::error_kind(self.v6, error.icmp_type, error.icmp_code, error.info.to_be_bytes())?;
-            let index = u32::from(seq);
-            return Some(Arrival { index, source: error.source, at, aside: true, what: What::Error(kind) });
-        }
-        match icmp::parse(self.v6, message)? {
-            Message::Reply { seq, data, .. }
-                if self.secret.verifies(self.series, self.target, seq, self.payload_size, data) =>
-            {
-                let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
-                let source = received.source.unwrap_or(self.target);
-                let index = u32::from(seq);
-                Some(Arrival { index, source, at, aside: false, what: What::Reply { ttl, length } })
-            }
-            _ => None,
-        }
+/// The arrival that a message stands for, if it belongs to the series.
+fn demultiplex(echo: &EchoDemultiplexer, received: &Received, message: &[u8]) -> Option<Arrival<EchoResponse>> {
+    if let Some(error) = received.error {
+        // The error queue returns the quoted request; the kernel has matched only its identifier.
+        let kind = icmp::error_kind(echo.family(), error.icmp_type, error.icmp_code, error.info.to_be_bytes())?;
+        echo.error(error.source, received.timestamp, received.source, message, kind)
+    } else {
+        let Message::EchoReply { seq, payload, .. } = icmp::parse(echo.family(), message)? else { return None };
+        let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
+        let source = received.source.unwrap_or(echo.target());
+        echo.reply(source, received.timestamp, seq, payload, EchoResponse::Reply { ttl: received.ttl, length })
     }
 }
 
-impl Link for Datagram {
-    type What = What;
+impl Channel for DatagramChannel {
+    type Response = EchoResponse;
 
-    async fn send(&mut self, index: u32) -> Result<Stamp, String> {
-        let (judge, seq) = (&self.judge, super::seq(index));
-        let data = judge.secret.data(judge.series, judge.target, seq, judge.payload_size);
-        let packet = icmp::echo_request(judge.v6, 0, seq, &data);
-        send_now(&*self.socket, |fd| send(fd, &packet, MsgFlags::MSG_DONTWAIT).map(drop))
+    async fn send(&mut self, index: u32) -> Result<Timestamp, String> {
+        // The kernel replaces the identifier.
+        let packet = self.echo.request(0, index);
+        send_past_pending_errors(&*self.socket, |fd| send(fd, &packet, MsgFlags::MSG_DONTWAIT).map(drop))
     }
 
-    async fn arrival(&mut self) -> Option<Arrival<What>> {
+    async fn arrival(&mut self) -> Option<Arrival<EchoResponse>> {
         loop {
-            let (received, message) = self.inbox.next().await;
-            if let Some(arrival) = self.judge.arrival(&received, message) {
+            let (received, message) = self.reader.next().await;
+            if let Some(arrival) = demultiplex(&self.echo, &received, message) {
                 return Some(arrival);
             }
         }
     }
 
     fn overflow(&self) -> u32 {
-        self.inbox.dropped
+        self.reader.dropped
     }
 }

@@ -1,11 +1,12 @@
-//! ICMP echo. Raw sockets with one shared receiver per family when `CAP_NET_RAW` is there, a datagram ICMP socket
-//! per series when not; kernel receive timestamps either way.
+//! ICMP echo. Raw sockets with one shared receiver per family where `CAP_NET_RAW` is available, otherwise a datagram
+//! ICMP socket for each series; kernel receive timestamps either way.
 //!
 //! Why not surge-ping: it stamps replies in user space, matches them without a token in the payload, and in datagram
 //! mode two series to one host collide on their sequence numbers. Why not a raw socket for each series: each of them
 //! gets a copy of every ICMP packet, and a default buffer holds 256 (1,000 at once: 744,000 dropped by the kernel).
 
 mod datagram;
+mod echo;
 mod raw;
 
 use std::sync::Arc;
@@ -14,52 +15,56 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::packet::receiver::Receiver;
+use crate::Family;
+use crate::packet::receiver::IcmpReceiver;
 use crate::packet::route::has_route;
+use crate::packet::token::TokenKey;
 use crate::packet::{Mode, StartError, icmp};
 use crate::policy::Permitted;
 use crate::series::{Event, Rate, Schedule, Series};
 
-/// What to send.
+pub use echo::seq;
+
+/// Parameters of a series.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct PingParameters {
+    /// Requests to send.
     pub count: u16,
+    /// From one request to the next.
     pub interval: Duration,
+    /// For each reply.
     pub timeout: Duration,
+    /// Bytes after the 8-byte ICMP header.
     pub payload_size: u16,
+    /// TTL or hop limit, 1–255; the system's default when None.
     pub ttl: Option<u8>,
+    /// Forbids fragmentation, here and on the path; sets the DF bit in IPv4.
     pub dont_fragment: bool,
 }
 
-/// What a message says about an echo request.
+/// A message that answers an echo request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
-    /// Bytes of the ICMP message.
+pub enum EchoResponse {
+    /// `length` is that of the ICMP message, in bytes. `ttl` is None when the kernel did not report it.
     Reply { ttl: Option<u8>, length: u16 },
     /// An ICMP error that quotes the request. A reply may still come, over another path.
-    Error(icmp::Kind),
+    Error(icmp::ErrorKind),
 }
 
-/// Sequence number of a request, from 0.
-#[must_use]
-pub fn seq(index: u32) -> u16 {
-    u16::try_from(index).unwrap_or(u16::MAX)
-}
-
-/// What a family can do on this machine.
-enum Way {
-    Raw(Arc<raw::Raw>),
-    /// And why not raw.
+/// How one family is served on this machine.
+enum SocketMode {
+    Raw(Arc<raw::RawSockets>),
+    /// With the reason why raw sockets are not available.
     Datagram(String),
-    /// And why not.
-    None(String),
+    /// With the reason why neither is available.
+    Unavailable(String),
 }
 
 /// The engine: both families.
 pub struct Ping {
-    v4: Way,
-    v6: Way,
-    secret: Arc<icmp::Secret>,
+    v4: SocketMode,
+    v6: SocketMode,
+    key: Arc<TokenKey>,
 }
 
 /// A series under way; dropping it ends it.
@@ -76,50 +81,51 @@ impl Session {
 }
 
 impl Ping {
-    /// Finds out what this machine allows. Must be called on the I/O runtime.
+    /// Opens the sockets that this process may open. Must be called on the I/O runtime.
     #[must_use]
     pub fn open() -> Self {
-        let secret = Arc::new(icmp::Secret::random());
-        let open = |v6| match raw::Raw::open(v6, Arc::clone(&secret)) {
-            Ok(raw) => Way::Raw(raw),
-            Err(raw) => match crate::packet::datagram::probe(v6) {
-                Ok(()) => Way::Datagram(format!("no raw socket: {raw}; needs CAP_NET_RAW")),
-                Err(datagram) => Way::None(format!(
-                    "no ICMPv{} socket: raw ({raw}; needs CAP_NET_RAW), datagram ({datagram}; needs net.ipv4.ping_group_range to cover this group)",
-                    if v6 { 6 } else { 4 }
+        let key = Arc::new(TokenKey::random());
+        let open = |family| match raw::RawSockets::open(family, Arc::clone(&key)) {
+            Ok(raw) => SocketMode::Raw(raw),
+            Err(raw) => match crate::packet::datagram::check_permitted(family) {
+                Ok(()) => SocketMode::Datagram(format!("no raw socket: {raw}; needs CAP_NET_RAW")),
+                Err(datagram) => SocketMode::Unavailable(format!(
+                    "no ICMPv{family} socket: raw ({raw}; needs CAP_NET_RAW), datagram ({datagram}; needs net.ipv4.ping_group_range to cover this group)"
                 )),
             },
         };
-        Self { v4: open(false), v6: open(true), secret }
+        Self { v4: open(Family::V4), v6: open(Family::V6), key }
     }
 
-    /// For IPv4 and IPv6: `raw`, `datagram` or nothing, and why it is not better.
+    /// For IPv4 and IPv6: `raw`, `datagram` or None, and why it is not better.
     #[must_use]
     pub fn modes(&self) -> [(Option<&'static str>, Option<&str>); 2] {
-        [&self.v4, &self.v6].map(|way| match way {
-            Way::Raw(_) => (Some("raw"), None),
-            Way::Datagram(why) => (Some("datagram"), Some(why.as_str())),
-            Way::None(why) => (None, Some(why.as_str())),
+        Family::BOTH.map(|family| match self.mode(family) {
+            SocketMode::Raw(_) => (Some("raw"), None),
+            SocketMode::Datagram(reason) => (Some("datagram"), Some(reason.as_str())),
+            SocketMode::Unavailable(reason) => (None, Some(reason.as_str())),
         })
     }
 
-    /// Messages that the shared receivers had no room for, since the start.
+    /// Packets that the shared receivers dropped since the start, because their buffers were full.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        let raw = [false, true].into_iter().filter_map(|v6| self.raw(v6));
-        raw.map(|raw| u64::from(raw.receiver.dropped())).sum()
+        let receivers = Family::BOTH.into_iter().filter_map(|family| self.receiver(family));
+        receivers.map(|receiver| u64::from(receiver.dropped())).sum()
     }
 
-    /// The shared receivers of IPv4 and IPv6, where raw mode is in use.
-    #[must_use]
-    pub(crate) fn receivers(&self) -> [Option<Arc<Receiver>>; 2] {
-        [false, true].map(|v6| self.raw(v6).map(|raw| Arc::clone(&raw.receiver)))
-    }
-
-    fn raw(&self, v6: bool) -> Option<&Arc<raw::Raw>> {
-        match if v6 { &self.v6 } else { &self.v4 } {
-            Way::Raw(raw) => Some(raw),
+    /// The shared receiver of a family, in raw mode.
+    pub(crate) fn receiver(&self, family: Family) -> Option<&Arc<IcmpReceiver>> {
+        match self.mode(family) {
+            SocketMode::Raw(raw) => Some(&raw.receiver),
             _ => None,
+        }
+    }
+
+    fn mode(&self, family: Family) -> &SocketMode {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
         }
     }
 
@@ -130,27 +136,23 @@ impl Ping {
     pub fn start(
         &self,
         target: Permitted,
-        plan: &Plan,
+        parameters: &PingParameters,
         rate: Rate,
-    ) -> Result<(Session, mpsc::UnboundedReceiver<Event<What>>), StartError> {
-        // Asked first, so that both modes say it in the same way: it is this host's trouble and nobody's loss.
+    ) -> Result<(Session, mpsc::UnboundedReceiver<Event<EchoResponse>>), StartError> {
+        // Checked first, so that both modes report it alike: a failure of this host is nobody's loss.
         if !has_route(target.address()) {
-            return Err(StartError::Unreachable("This host has no route to the target.".into()));
+            return Err(StartError::no_route());
         }
-        let way = if target.address().is_ipv4() { &self.v4 } else { &self.v6 };
         let (events, received) = mpsc::unbounded_channel();
-        let schedule = Schedule { count: plan.count.into(), interval: plan.interval, timeout: plan.timeout };
-        let series = Series::new(schedule, rate, events);
-        let (mode, task) = match way {
-            Way::Raw(raw) => {
-                let link = raw.attach(target, plan)?;
-                (Mode::Raw, tokio::spawn(series.run(link)))
+        let PingParameters { count, interval, timeout, .. } = *parameters;
+        let series = Series::new(Schedule { count: count.into(), interval, timeout }, rate, events);
+        let (mode, task) = match self.mode(Family::of(target.address())) {
+            SocketMode::Raw(raw) => (Mode::Raw, tokio::spawn(series.run(raw.open_channel(target, parameters)?))),
+            SocketMode::Datagram(_) => {
+                let channel = datagram::DatagramChannel::open(target, parameters, &self.key)?;
+                (Mode::Datagram, tokio::spawn(series.run(channel)))
             }
-            Way::Datagram(_) => {
-                let link = datagram::Datagram::open(target, plan, Arc::clone(&self.secret))?;
-                (Mode::Datagram, tokio::spawn(series.run(link)))
-            }
-            Way::None(why) => return Err(StartError::Unavailable(why.clone())),
+            SocketMode::Unavailable(reason) => return Err(StartError::Unavailable(reason.clone())),
         };
         Ok((Session { mode, _task: AbortOnDropHandle::new(task) }, received))
     }

@@ -1,63 +1,60 @@
-//! Raw mode: two sending sockets of each family that receive nothing (one of them forbids fragmentation), and the
-//! receiver, all of them shared by all series.
+//! Raw mode: for each family the shared receiver and two sockets that only send, one of which forbids fragmentation. All
+//! series share them.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use socket2::Protocol;
 use tokio::sync::mpsc;
 
-use super::{Plan, What};
+use super::echo::EchoDemultiplexer;
+use super::{EchoResponse, PingParameters};
+use crate::Family;
 use crate::packet::StartError;
-use crate::packet::icmp::{self, Message, Secret};
-use crate::packet::options::Fragments;
-use crate::packet::receiver::{Claim, Heard, Listener, Receiver};
-use crate::packet::sender::Sender;
-use crate::packet::socket::Stamp;
+use crate::packet::icmp::Message;
+use crate::packet::options::Fragmentation;
+use crate::packet::receiver::{Claim, Demultiplexer, IcmpReceiver, ReceivedMessage};
+use crate::packet::sender::RawSender;
+use crate::packet::socket::Timestamp;
+use crate::packet::token::TokenKey;
 use crate::policy::Permitted;
-use crate::series::{Arrival, Link, SERIES_ROOM};
+use crate::series::{Arrival, ArrivalSink, Channel};
 
-pub struct Raw {
-    v6: bool,
-    secret: Arc<Secret>,
-    plain: Sender,
-    unfragmented: Sender,
-    pub receiver: Arc<Receiver>,
-    count: AtomicU64,
+/// The raw sockets of one family.
+pub struct RawSockets {
+    key: Arc<TokenKey>,
+    fragmenting: RawSender,
+    unfragmented: RawSender,
+    pub receiver: Arc<IcmpReceiver>,
+    next_series: AtomicU64,
 }
 
-impl Raw {
-    pub fn open(v6: bool, secret: Arc<Secret>) -> std::io::Result<Arc<Self>> {
-        let protocol = if v6 { Protocol::ICMPV6 } else { Protocol::ICMPV4 };
+impl RawSockets {
+    pub fn open(family: Family, key: Arc<TokenKey>) -> std::io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            v6,
-            secret,
-            plain: Sender::open(v6, protocol, Fragments::Allowed)?,
-            unfragmented: Sender::open(v6, protocol, Fragments::Forbidden)?,
-            receiver: Receiver::open(v6)?,
-            count: AtomicU64::new(0),
+            key,
+            fragmenting: RawSender::open(family, family.icmp(), Fragmentation::Allowed)?,
+            unfragmented: RawSender::open(family, family.icmp(), Fragmentation::Forbidden)?,
+            receiver: IcmpReceiver::open(family)?,
+            next_series: AtomicU64::new(0),
         }))
     }
 
-    pub fn attach(self: &Arc<Self>, target: Permitted, plan: &Plan) -> Result<RawLink, StartError> {
-        let series = self.count.fetch_add(1, Ordering::Relaxed);
-        let (sender, arrivals) = mpsc::channel(SERIES_ROOM);
-        let listener = Arc::new(Judge {
-            secret: Arc::clone(&self.secret),
-            series,
-            target: target.address(),
-            payload_size: plan.payload_size.into(),
-            arrivals: sender,
-            dropped: AtomicU32::new(0),
-        });
-        let (identifier, claim) = self.receiver.claim_identifier(Arc::clone(&listener) as _)?;
-        Ok(RawLink {
-            raw: Arc::clone(self),
+    pub fn open_channel(
+        self: &Arc<Self>,
+        target: Permitted,
+        parameters: &PingParameters,
+    ) -> Result<RawChannel, StartError> {
+        let series = self.next_series.fetch_add(1, Ordering::Relaxed);
+        let echo = EchoDemultiplexer::new(target, parameters, &self.key, series);
+        let (sink, arrivals) = ArrivalSink::new();
+        let flow = Arc::new(EchoFlow { echo, sink });
+        let (identifier, claim) = self.receiver.claim_identifier(Arc::clone(&flow) as _)?;
+        Ok(RawChannel {
+            sockets: Arc::clone(self),
             identifier,
-            judge: listener,
-            ttl: plan.ttl,
-            dont_fragment: plan.dont_fragment,
+            flow,
+            ttl: parameters.ttl,
+            dont_fragment: parameters.dont_fragment,
             arrivals,
             dropped_before: self.receiver.dropped(),
             _claim: claim,
@@ -65,80 +62,58 @@ impl Raw {
     }
 }
 
-/// Tells the messages of one series from those of forgers.
-struct Judge {
-    secret: Arc<Secret>,
-    series: u64,
-    target: IpAddr,
-    payload_size: usize,
-    arrivals: mpsc::Sender<Arrival<What>>,
-    dropped: AtomicU32,
+/// The receiving end of one series.
+struct EchoFlow {
+    echo: EchoDemultiplexer,
+    sink: ArrivalSink<EchoResponse>,
 }
 
-impl Listener for Judge {
-    fn heard(&self, heard: &Heard<'_>) {
-        let (seq, aside, what) = match &heard.message {
-            Message::Reply { seq, data, .. } => {
-                // Without room for a token the source is all that tells ours from a forger's.
-                let trusted = self.secret.verifies(self.series, self.target, *seq, self.payload_size, data)
-                    && (heard.source == self.target || self.payload_size >= 16);
-                if !trusted {
-                    return;
-                }
-                let length = u16::try_from(heard.length).unwrap_or(u16::MAX);
-                (*seq, false, What::Reply { ttl: heard.ttl, length })
+impl Demultiplexer for EchoFlow {
+    fn receive(&self, received: &ReceivedMessage<'_>) {
+        let arrival = match &received.message {
+            Message::EchoReply { seq, payload, .. } => {
+                let length = u16::try_from(received.length).unwrap_or(u16::MAX);
+                let response = EchoResponse::Reply { ttl: received.ttl, length };
+                self.echo.reply(received.source, received.timestamp, *seq, payload, response)
             }
             Message::Error(error) => {
-                if error.quoted.target != self.target {
-                    return;
-                }
-                let quoted = error.quoted.transport;
-                let Some((_, seq)) = icmp::request_in(self.target.is_ipv6(), quoted) else { return };
-                let sent = self.secret.data(self.series, self.target, seq, self.payload_size);
-                if !quoted.get(icmp::HEADER..).is_some_and(|data| icmp::may_quote(&sent, data)) {
-                    return;
-                }
-                (seq, true, What::Error(error.kind))
+                let quoted = &error.quoted;
+                self.echo.error(received.source, received.timestamp, Some(quoted.target), quoted.transport, error.kind)
             }
         };
-        let index = u32::from(seq);
-        let arrival = Arrival { index, source: heard.source, at: heard.at, aside, what };
-        if self.arrivals.try_send(arrival).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        if let Some(arrival) = arrival {
+            self.sink.push(arrival);
         }
     }
 }
 
-/// One series' end of the shared sockets.
-pub struct RawLink {
-    raw: Arc<Raw>,
+/// One series on the shared sockets.
+pub struct RawChannel {
+    sockets: Arc<RawSockets>,
     identifier: u16,
-    judge: Arc<Judge>,
+    flow: Arc<EchoFlow>,
     ttl: Option<u8>,
     dont_fragment: bool,
-    arrivals: mpsc::Receiver<Arrival<What>>,
+    arrivals: mpsc::Receiver<Arrival<EchoResponse>>,
     dropped_before: u32,
     _claim: Claim,
 }
 
-impl Link for RawLink {
-    type What = What;
+impl Channel for RawChannel {
+    type Response = EchoResponse;
 
-    async fn send(&mut self, index: u32) -> Result<Stamp, String> {
-        let (judge, seq) = (&self.judge, super::seq(index));
-        let data = self.raw.secret.data(judge.series, judge.target, seq, judge.payload_size);
-        let packet = icmp::echo_request(self.raw.v6, self.identifier, seq, &data);
-        let sender = if self.dont_fragment { &self.raw.unfragmented } else { &self.raw.plain };
-        sender.send(&packet, judge.target, self.ttl, None).await
+    async fn send(&mut self, index: u32) -> Result<Timestamp, String> {
+        let packet = self.flow.echo.request(self.identifier, index);
+        let sender = if self.dont_fragment { &self.sockets.unfragmented } else { &self.sockets.fragmenting };
+        sender.send(&packet, self.flow.echo.target(), self.ttl, None).await
     }
 
-    async fn arrival(&mut self) -> Option<Arrival<What>> {
-        // The judge holds the sender as long as this link lives.
+    async fn arrival(&mut self) -> Option<Arrival<EchoResponse>> {
+        // `flow` keeps the queue open as long as this channel lives.
         self.arrivals.recv().await
     }
 
     fn overflow(&self) -> u32 {
-        let kernel = self.raw.receiver.dropped().wrapping_sub(self.dropped_before);
-        kernel.saturating_add(self.judge.dropped.load(Ordering::Relaxed))
+        self.sockets.receiver.dropped().wrapping_sub(self.dropped_before).saturating_add(self.flow.sink.dropped())
     }
 }

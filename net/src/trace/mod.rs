@@ -1,144 +1,151 @@
-//! Probes with a limited time to live, and what answers them.
+//! Probes with a limited time to live, and their answers.
 //!
 //! With `CAP_NET_RAW` the packets are built here and sent through raw sockets: all probes of a flow share addresses and
-//! ports, and are told apart by what routers do not choose a path by. Without it the kernel builds them, and hands
-//! back the errors that they cause through error queues (`IP_RECVERR`).
+//! ports, and differ in fields that routers do not choose a path by. Without it the kernel builds them, and returns the
+//! ICMP errors that they cause through error queues (`IP_RECVERR`).
 
-mod packets;
+mod datagram;
+mod matching;
+mod probe;
 mod raw;
-mod sockets;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use socket2::Protocol;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::Family;
 use crate::dns::{AskError, Query};
-use crate::packet::options::Fragments;
-use crate::packet::receiver::Receiver;
-use crate::packet::route::has_route;
-use crate::packet::sender::Sender;
+use crate::packet::receiver::IcmpReceiver;
+use crate::packet::route::{is_no_route, source_address};
 use crate::packet::{Mode, StartError, icmp, quoted};
 use crate::policy::Permitted;
-use crate::series::{Arrival, Event, Rate, SERIES_ROOM, Schedule, Series};
-use packets::{Packets, Shape, Transport};
+use crate::series::{Arrival, Event, Rate, Schedule, Series};
+use matching::ProbeTable;
+use probe::{Template, Transport};
 
-/// Sockets that all traces together may have open in datagram mode, where a probe needs one of its own.
-const SOCKETS: usize = 512;
+pub use probe::ProbePacket;
 
-pub use packets::Probe;
+/// Sockets of all traces together in datagram mode, where each TCP or UDP probe needs its own.
+const MAX_DATAGRAM_SOCKETS: usize = 512;
 
 /// What the probes are.
 #[derive(Debug, Clone)]
-pub enum Carrier {
+pub enum Protocol {
+    /// Echo requests.
     Icmp,
+    /// SYN segments to this port.
     Tcp(u16),
+    /// Datagrams to this port.
     Udp(u16),
+    /// DNS queries over UDP to port 53.
     Dns(crate::dns::Question),
 }
 
-/// What to send.
+/// Parameters of a trace.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    pub carrier: Carrier,
-    pub probes: Vec<Probe>,
+pub struct TraceParameters {
+    pub protocol: Protocol,
+    /// In the order in which they are sent.
+    pub packets: Vec<ProbePacket>,
+    /// Bytes behind the ICMP, TCP or UDP header; not used for DNS.
     pub payload_size: u16,
+    /// From one probe to the next.
     pub interval: Duration,
+    /// For each answer.
     pub timeout: Duration,
+}
+
+/// The answer to a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeResponse {
+    pub kind: ResponseKind,
+    /// False when the answer may be to a retransmission of the probe: its round-trip time is unknown (Karn's algorithm,
+    /// RFC 6298, section 3).
+    pub rtt_valid: bool,
 }
 
 /// What answered a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct What {
-    pub answer: Answer,
-    /// False: the answer may be to a repetition of the probe, and its time says nothing.
-    pub timed: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// Extensions are unknown where the kernel does not hand them over.
-    Icmp(icmp::Kind, Option<quoted::Extensions>),
+pub enum ResponseKind {
+    /// Extensions are None where the kernel does not pass them on.
+    Icmp(icmp::ErrorKind, Option<quoted::Extensions>),
     EchoReply,
     SynAck,
     Reset,
     Datagram,
     Dns {
+        /// 0–15.
         rcode: u8,
     },
 }
 
-impl From<Answer> for What {
-    fn from(answer: Answer) -> Self {
-        Self { answer, timed: true }
+impl From<ResponseKind> for ProbeResponse {
+    fn from(kind: ResponseKind) -> Self {
+        Self { kind, rtt_valid: true }
     }
 }
 
-/// What is known before the first answer.
+/// What is known of a trace before the first answer.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts {
+pub struct TraceProperties {
     pub mode: Mode,
+    /// Bytes of payload in each probe.
     pub payload_size: u16,
+    /// Bytes of each IP packet, before fragmentation.
     pub packet_size: u32,
+    /// Do all probes of one flow have in common what paths are chosen by?
     pub constant_flow: bool,
 }
 
+/// Why a trace could not start.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TraceError {
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The DNS question cannot be encoded.
     #[error(transparent)]
     Question(#[from] AskError),
 }
 
 /// Probes under way; dropping it ends them.
 pub struct Trace {
-    pub facts: Facts,
-    keep: watch::Sender<u8>,
+    pub properties: TraceProperties,
+    ttl_limit: watch::Sender<u8>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Trace {
-    /// Gives up probes with a higher TTL than this.
-    pub fn keep(&self, max_ttl: u8) {
-        self.keep.send_if_modified(|kept| {
-            let lower = max_ttl < *kept;
-            *kept = max_ttl.min(*kept);
-            lower
+    /// Abandons probes with a higher TTL than this. A limit is never raised again.
+    pub fn limit_ttl(&self, max_ttl: u8) {
+        self.ttl_limit.send_if_modified(|limit| {
+            let is_lower = max_ttl < *limit;
+            *limit = max_ttl.min(*limit);
+            is_lower
         });
     }
 }
 
-/// What raw mode sends and hears through, of one family.
-struct Senders {
-    receiver: Arc<Receiver>,
-    icmp: Sender,
-    udp: Sender,
-    tcp: Sender,
-}
-
 /// The engine: both families.
-pub struct Traces {
-    v4: Option<Arc<Senders>>,
-    v6: Option<Arc<Senders>>,
-    sockets: Arc<Semaphore>,
+pub struct Tracer {
+    v4: Option<Arc<raw::RawSockets>>,
+    v6: Option<Arc<raw::RawSockets>>,
+    datagram_sockets: Arc<Semaphore>,
 }
 
-impl Traces {
-    /// Must be called on the I/O runtime.
+impl Tracer {
+    /// `receiver` is the shared receiver of a family, where there is one: raw mode needs it. Must be called on the I/O
+    /// runtime.
     #[must_use]
-    pub(crate) fn open(receivers: &[Option<Arc<Receiver>>; 2]) -> Self {
-        let senders = |v6| {
-            let receiver = Arc::clone(receivers[usize::from(v6)].as_ref()?);
-            let open = |protocol| Sender::open(v6, protocol, Fragments::AtLink).ok();
-            let icmp = open(if v6 { Protocol::ICMPV6 } else { Protocol::ICMPV4 })?;
-            Some(Arc::new(Senders { receiver, icmp, udp: open(Protocol::UDP)?, tcp: open(Protocol::TCP)? }))
-        };
-        Self { v4: senders(false), v6: senders(true), sockets: Arc::new(Semaphore::new(SOCKETS)) }
+    pub(crate) fn open(receiver: impl Fn(Family) -> Option<Arc<IcmpReceiver>>) -> Self {
+        let open = |family| raw::RawSockets::open(family, receiver(family)?).ok().map(Arc::new);
+        Self {
+            v4: open(Family::V4),
+            v6: open(Family::V6),
+            datagram_sockets: Arc::new(Semaphore::new(MAX_DATAGRAM_SOCKETS)),
+        }
     }
 
     /// Starts sending. Must be called on the I/O runtime.
@@ -148,117 +155,91 @@ impl Traces {
     pub fn start(
         &self,
         target: Permitted,
-        plan: &Plan,
+        parameters: &TraceParameters,
         rate: Rate,
-    ) -> Result<(Trace, mpsc::UnboundedReceiver<Event<What>>), TraceError> {
-        let address = target.address();
-        if !has_route(address) {
-            return Err(StartError::Unreachable("This host has no route to the target.".into()).into());
-        }
-        let raw = if address.is_ipv6() { &self.v6 } else { &self.v4 };
-        let shape = shape(target, plan, raw.is_some())?;
+    ) -> Result<(Trace, mpsc::UnboundedReceiver<Event<ProbeResponse>>), TraceError> {
+        let raw = match Family::of(target.address()) {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        };
+        let template = template(target, parameters, raw.is_some())?;
         let schedule = Schedule {
-            count: u32::try_from(plan.probes.len()).unwrap_or(u32::MAX),
-            interval: plan.interval,
-            timeout: plan.timeout,
+            count: u32::try_from(parameters.packets.len()).unwrap_or(u32::MAX),
+            interval: parameters.interval,
+            timeout: parameters.timeout,
         };
         let (events, received) = mpsc::unbounded_channel();
         let series = Series::new(schedule, rate, events);
-        let (keep, kept) = watch::channel(u8::MAX);
-        let (facts, task) = if let Some(senders) = raw {
-            let link = raw::RawLink::open(Arc::clone(senders), shape, &plan.probes, kept)?;
-            (link.facts, tokio::spawn(series.run(link)))
+        let (ttl_limit, limit) = watch::channel(u8::MAX);
+        let (properties, task) = if let Some(sockets) = raw {
+            let channel = raw::RawChannel::open(Arc::clone(sockets), template, &parameters.packets, limit)?;
+            (channel.properties, tokio::spawn(series.run(channel)))
         } else {
-            let permits = Arc::clone(&self.sockets);
-            let link = sockets::SocketLink::open(permits, shape, &plan.probes, plan.timeout, kept)?;
-            (link.facts(), tokio::spawn(series.run(link)))
+            let permits = Arc::clone(&self.datagram_sockets);
+            let (packets, timeout) = (&parameters.packets, parameters.timeout);
+            let channel = datagram::DatagramChannel::open(permits, template, packets, timeout, limit)?;
+            (channel.properties(), tokio::spawn(series.run(channel)))
         };
-        Ok((Trace { facts, keep, _task: AbortOnDropHandle::new(task) }, received))
+        Ok((Trace { properties, ttl_limit, _task: AbortOnDropHandle::new(task) }, received))
     }
 }
 
-/// How the packets of a plan look.
-fn shape(target: Permitted, plan: &Plan, raw: bool) -> Result<Shape, TraceError> {
+fn template(target: Permitted, parameters: &TraceParameters, raw: bool) -> Result<Template, TraceError> {
     let target = target.address();
-    let (transport, port, question) = match &plan.carrier {
-        Carrier::Icmp => (Transport::Icmp, 0, None),
-        Carrier::Tcp(port) => (Transport::Tcp, *port, None),
-        Carrier::Udp(port) => (Transport::Udp, *port, None),
-        Carrier::Dns(question) => (Transport::Udp, crate::dns::Transport::Udp.port(), Some(Query::of(question)?)),
+    let (transport, port, question) = match &parameters.protocol {
+        Protocol::Icmp => (Transport::Icmp, 0, None),
+        Protocol::Tcp(port) => (Transport::Tcp, *port, None),
+        Protocol::Udp(port) => (Transport::Udp, *port, None),
+        Protocol::Dns(question) => (Transport::Udp, crate::dns::Transport::Udp.port(), Some(Query::of(question)?)),
     };
-    let asked = question.as_ref().map_or(plan.payload_size, |q| u16::try_from(q.bytes.len()).unwrap_or(u16::MAX));
-    // A connecting socket sends no data.
-    let size = if transport == Transport::Tcp && !raw { 0 } else { asked };
-    let source = source_for(SocketAddr::new(target, port.max(1)))?;
-    Ok(Shape { transport, source, target, port, size: size.into(), question })
+    let payload_size = match &question {
+        Some(question) => question.bytes.len(),
+        // A connecting socket sends no payload.
+        None if transport == Transport::Tcp && !raw => 0,
+        None => parameters.payload_size.into(),
+    };
+    // Connecting to port 0 fails.
+    let source = source_address(SocketAddr::new(target, port.max(1))).map_err(|error| {
+        if is_no_route(&error) { StartError::no_route() } else { StartError::no_socket("UDP", &error) }
+    })?;
+    Ok(Template { transport, source, target, port, payload_size, question })
 }
 
-/// The address that this host reaches the target from. Connecting a UDP socket sends nothing.
-fn source_for(target: SocketAddr) -> Result<IpAddr, StartError> {
-    let any = if target.is_ipv6() { SocketAddr::from(([0_u16; 8], 0)) } else { SocketAddr::from(([0_u8; 4], 0)) };
-    let source = std::net::UdpSocket::bind(any).and_then(|socket| {
-        socket.connect(target)?;
-        socket.local_addr()
-    });
-    source.map(|address| address.ip()).map_err(|error| StartError::Unavailable(format!("no UDP socket: {error}")))
-}
-
-/// A socket could not be had.
-fn unavailable(what: &str, error: &std::io::Error) -> StartError {
-    StartError::Unavailable(format!("no {what} socket: {error}"))
-}
-
-fn facts(mode: Mode, packets: &Packets) -> Facts {
-    Facts {
+fn properties(mode: Mode, probes: &ProbeTable) -> TraceProperties {
+    TraceProperties {
         mode,
-        payload_size: u16::try_from(packets.shape.size).unwrap_or(u16::MAX),
-        packet_size: packets.shape.packet_size(),
-        constant_flow: packets.constant_flow,
+        payload_size: u16::try_from(probes.template.payload_size).unwrap_or(u16::MAX),
+        packet_size: probes.template.packet_size(),
+        constant_flow: probes.has_constant_flows(),
     }
 }
 
-/// Hands what arrives to a trace, and counts what this host itself had to drop, so that silence is not laid to the
-/// network then.
-struct Mouth {
-    arrivals: mpsc::Sender<Arrival<What>>,
-    dropped: AtomicU32,
+fn arrival(
+    index: u32,
+    source: IpAddr,
+    timestamp: Option<Duration>,
+    response: impl Into<ProbeResponse>,
+) -> Arrival<ProbeResponse> {
+    Arrival { index, source, timestamp, settles: true, response: response.into() }
 }
 
-impl Mouth {
-    fn new() -> (Self, mpsc::Receiver<Arrival<What>>) {
-        let (arrivals, received) = mpsc::channel(SERIES_ROOM);
-        (Self { arrivals, dropped: AtomicU32::new(0) }, received)
-    }
-
-    fn tell(&self, index: u32, source: IpAddr, at: Option<Duration>, what: impl Into<What>) {
-        let arrival = Arrival { index, source, at, aside: false, what: what.into() };
-        if self.arrivals.try_send(arrival).is_err() {
-            self.dropped(1);
-        }
-    }
-
-    fn dropped(&self, packets: u32) {
-        self.dropped.fetch_add(packets, Ordering::Relaxed);
-    }
-
-    fn overflow(&self) -> u32 {
-        self.dropped.load(Ordering::Relaxed)
-    }
-}
-
-/// The next message of a link, or None when what is kept has changed.
+/// The next arrival of a channel, or None when the TTL limit has changed.
 async fn next_arrival(
-    arrivals: &mut mpsc::Receiver<Arrival<What>>,
-    kept: &mut watch::Receiver<u8>,
-) -> Option<Arrival<What>> {
+    arrivals: &mut mpsc::Receiver<Arrival<ProbeResponse>>,
+    ttl_limit: &mut watch::Receiver<u8>,
+) -> Option<Arrival<ProbeResponse>> {
     tokio::select! {
         arrival = arrivals.recv() => arrival,
-        changed = kept.changed() => {
+        changed = ttl_limit.changed() => {
             if changed.is_err() {
-                // Nobody can change it any more.
+                // The trace is gone: the limit is final.
                 return arrivals.recv().await;
             }
             None
         }
     }
+}
+
+fn is_within(probes: &ProbeTable, index: u32, ttl_limit: &watch::Receiver<u8>) -> bool {
+    probes.probe(index).is_some_and(|probe| probe.ttl <= *ttl_limit.borrow())
 }

@@ -1,108 +1,132 @@
-//! Raw mode: whole packets through shared raw sockets; errors from the shared ICMP receiver; the target's own answers
-//! from it (ICMP), from the UDP sockets whose ports the probes have, or from raw TCP sockets that let nothing else in.
-//! A TCP port is bound and never connected: the kernel itself resets what answers there, so nothing stays half open.
+//! Raw mode: whole packets through shared raw sockets. ICMP messages come from the shared receiver; other answers of the
+//! target from the UDP sockets that are bound to the probes' ports, or from raw TCP sockets with a filter for those
+//! ports. A TCP port is bound and never connected: the kernel resets what answers there, so nothing stays half open.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pnet_packet::tcp::{TcpFlags, TcpPacket};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::packets::{self, Packets, Probe, Shape, Transport};
-use super::{Answer, Facts, Mouth, Senders, What, unavailable};
-use crate::packet::icmp::{self, Key, Message};
-use crate::packet::receiver::{Claim, Heard, Listener};
-use crate::packet::socket::{self, Inbox, Stamp};
+use super::matching::ProbeTable;
+use super::probe::{Flows, ProbePacket, Template, Transport};
+use super::{ProbeResponse, ResponseKind, TraceProperties, arrival};
+use crate::Family;
+use crate::packet::icmp::{self, FlowKey, Message};
+use crate::packet::options::Fragmentation;
+use crate::packet::receiver::{Claim, Demultiplexer, IcmpReceiver, ReceivedMessage};
+use crate::packet::sender::RawSender;
+use crate::packet::socket::{self, SocketReader, Timestamp};
 use crate::packet::{Mode, StartError, options};
-use crate::series::{Arrival, Link};
+use crate::series::{Arrival, ArrivalSink, Channel};
 
-/// One trace's end of the shared sockets, and the ports that are its own.
-pub struct RawLink {
-    pub facts: Facts,
-    senders: Arc<Senders>,
-    judge: Arc<Judge>,
-    arrivals: mpsc::Receiver<Arrival<What>>,
-    kept: watch::Receiver<u8>,
+/// Bytes kept of a datagram from the target.
+const DATAGRAM_CAPACITY: usize = 4096;
+/// Bytes kept of an IP packet with a TCP segment: both headers with all options.
+const SEGMENT_CAPACITY: usize = 256;
+
+/// The shared raw sockets of one family.
+pub struct RawSockets {
+    receiver: Arc<IcmpReceiver>,
+    icmp: RawSender,
+    udp: RawSender,
+    tcp: RawSender,
+}
+
+impl RawSockets {
+    pub fn open(family: Family, receiver: Arc<IcmpReceiver>) -> std::io::Result<Self> {
+        let open = |protocol| RawSender::open(family, protocol, Fragmentation::InterfaceMtu);
+        Ok(Self { receiver, icmp: open(family.icmp())?, udp: open(Protocol::UDP)?, tcp: open(Protocol::TCP)? })
+    }
+}
+
+/// One trace on the shared sockets, with the ports that it owns.
+pub struct RawChannel {
+    pub properties: TraceProperties,
+    sockets: Arc<RawSockets>,
+    demultiplexer: Arc<TraceDemultiplexer>,
+    arrivals: mpsc::Receiver<Arrival<ProbeResponse>>,
+    ttl_limit: watch::Receiver<u8>,
     dropped_before: u32,
     _claims: Vec<Claim>,
-    /// Bound TCP ports, so that nobody else has them.
+    /// Bound TCP ports, so that no other socket gets them.
     _reserved: Vec<Socket>,
     _readers: JoinSet<()>,
 }
 
-/// Which probe a message answers, if one of ours.
-struct Judge {
-    packets: std::sync::OnceLock<Packets>,
-    mouth: Mouth,
+/// Decides which probe of one trace a message answers.
+struct TraceDemultiplexer {
+    /// Set once all ports are known; no probe is sent before.
+    probes: OnceLock<ProbeTable>,
+    sink: ArrivalSink<ProbeResponse>,
 }
 
-impl Listener for Judge {
-    fn heard(&self, heard: &Heard<'_>) {
-        let Some(packets) = self.packets.get() else { return };
-        let (index, answer) = match &heard.message {
-            Message::Reply { identifier, seq, data } if heard.source == packets.shape.target => {
-                (packets.echo_reply(*identifier, *seq, data), Answer::EchoReply)
+impl Demultiplexer for TraceDemultiplexer {
+    fn receive(&self, received: &ReceivedMessage<'_>) {
+        let Some(probes) = self.probes.get() else { return };
+        let (index, response) = match &received.message {
+            Message::EchoReply { identifier, seq, payload } if received.source == probes.template.target => {
+                (probes.echo_reply(*identifier, *seq, payload), ResponseKind::EchoReply)
             }
-            Message::Reply { .. } => return,
+            Message::EchoReply { .. } => return,
             Message::Error(error) => {
-                (packets.quoted(&error.quoted), Answer::Icmp(error.kind, Some(error.extensions.clone())))
+                (probes.quoted(&error.quoted), ResponseKind::Icmp(error.kind, Some(error.extensions.clone())))
             }
         };
         if let Some(index) = index {
-            self.mouth.tell(index, heard.source, heard.at, answer);
+            self.sink.push(arrival(index, received.source, received.timestamp, response));
         }
     }
 }
 
-impl RawLink {
+impl RawChannel {
     pub fn open(
-        senders: Arc<Senders>,
-        shape: Shape,
-        probes: &[Probe],
-        kept: watch::Receiver<u8>,
+        sockets: Arc<RawSockets>,
+        template: Template,
+        packets: &[ProbePacket],
+        ttl_limit: watch::Receiver<u8>,
     ) -> Result<Self, StartError> {
-        let (mouth, arrivals) = Mouth::new();
-        let judge = Arc::new(Judge { packets: std::sync::OnceLock::new(), mouth });
-        let (count, constant_flow) = packets::lanes(&shape, probes, false);
-        let receiver = &senders.receiver;
-        let (mut claims, mut lanes, mut reserved, mut readers) = (vec![], vec![], vec![], JoinSet::new());
-        for lane in 0..count {
-            let listener = Arc::clone(&judge) as Arc<dyn Listener>;
-            let (number, claim) = match shape.transport {
-                Transport::Icmp => receiver.claim_identifier(listener)?,
+        let (sink, arrivals) = ArrivalSink::new();
+        let demultiplexer = Arc::new(TraceDemultiplexer { probes: OnceLock::new(), sink });
+        let flows = Flows::of(&template, packets, false);
+        let receiver = &sockets.receiver;
+        let (mut claims, mut ports, mut reserved, mut readers) = (vec![], vec![], vec![], JoinSet::new());
+        for flow in 0..flows.count() {
+            let owner = Arc::clone(&demultiplexer) as Arc<dyn Demultiplexer>;
+            let (port, claim) = match template.transport {
+                Transport::Icmp => receiver.claim_identifier(owner)?,
                 Transport::Udp => {
-                    let (port, socket) = udp(&shape).map_err(|error| unavailable("UDP", &error))?;
-                    let socket = socket::watched(socket, Interest::READABLE | Interest::ERROR);
-                    let socket = Arc::new(socket.map_err(|error| unavailable("UDP", &error))?);
-                    readers.spawn(read_datagrams(Inbox::new(socket, 4096), lane, Arc::clone(&judge)));
-                    (port, receiver.claim(Key::Udp(port), listener))
+                    let unavailable = |error| StartError::no_socket("UDP", &error);
+                    let (port, socket) = open_udp(&template).map_err(unavailable)?;
+                    let reader = reader(socket, DATAGRAM_CAPACITY).map_err(unavailable)?;
+                    readers.spawn(read_datagrams(reader, flow, Arc::clone(&demultiplexer)));
+                    (port, receiver.claim(FlowKey::Udp(port), owner))
                 }
                 Transport::Tcp => {
-                    let (port, holder, socket) = tcp(&shape).map_err(|error| unavailable("TCP", &error))?;
+                    let unavailable = |error| StartError::no_socket("TCP", &error);
+                    let (port, holder, socket) = open_tcp(&template).map_err(unavailable)?;
                     reserved.push(holder);
-                    let socket = socket::watched(socket, Interest::READABLE | Interest::ERROR);
-                    let socket = Arc::new(socket.map_err(|error| unavailable("TCP", &error))?);
-                    readers.spawn(read_segments(Inbox::new(socket, 256), Arc::clone(&judge)));
-                    (port, receiver.claim(Key::Tcp(port), listener))
+                    let reader = reader(socket, SEGMENT_CAPACITY).map_err(unavailable)?;
+                    readers.spawn(read_segments(reader, Arc::clone(&demultiplexer)));
+                    (port, receiver.claim(FlowKey::Tcp(port), owner))
                 }
             };
-            lanes.push(number);
+            ports.push(port);
             claims.push(claim);
         }
         let dropped_before = receiver.dropped();
-        // The judge hears of its keys from now on; nothing was sent before.
-        let packets = Packets::new(shape, probes, lanes, constant_flow);
-        let facts = super::facts(Mode::Raw, &packets);
-        let _ = judge.packets.set(packets);
+        let probes = ProbeTable::new(template, packets, flows, ports);
+        let properties = super::properties(Mode::Raw, &probes);
+        let _ = demultiplexer.probes.set(probes);
         Ok(Self {
-            facts,
-            senders,
-            judge,
+            properties,
+            sockets,
+            demultiplexer,
             arrivals,
-            kept,
+            ttl_limit,
             dropped_before,
             _claims: claims,
             _reserved: reserved,
@@ -111,32 +135,37 @@ impl RawLink {
     }
 }
 
-/// A UDP socket towards the target, for its port and for what comes back to it.
-fn udp(shape: &Shape) -> std::io::Result<(u16, Socket)> {
-    let domain = if shape.v6() { Domain::IPV6 } else { Domain::IPV4 };
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+fn reader(socket: Socket, capacity: usize) -> std::io::Result<SocketReader> {
+    let socket = socket::register(socket, Interest::READABLE | Interest::ERROR)?;
+    Ok(SocketReader::new(Arc::new(socket), capacity))
+}
+
+/// A UDP socket towards the target, and its port.
+fn open_udp(template: &Template) -> std::io::Result<(u16, Socket)> {
+    let family = template.family();
+    let socket = Socket::new(family.domain(), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
-    options::tell_all(&socket, shape.v6())?;
-    socket.bind(&SocketAddr::new(shape.source, 0).into())?;
-    // Only what the target sends from that very port. Port 0 cannot be connected to, and nothing comes from it.
-    if shape.port != 0 {
-        socket.connect(&SocketAddr::new(shape.target, shape.port).into())?;
+    options::enable_receive_metadata(&socket, family)?;
+    socket.bind(&SocketAddr::new(template.source, 0).into())?;
+    // Connected, the socket receives from that address and port only. Port 0 cannot be connected to, nor send.
+    if template.port != 0 {
+        socket.connect(&SocketAddr::new(template.target, template.port).into())?;
     }
     Ok((port_of(&socket)?, socket))
 }
 
-/// A bound TCP port, and a raw socket that gets what the target sends to it.
-fn tcp(shape: &Shape) -> std::io::Result<(u16, Socket, Socket)> {
-    let domain = if shape.v6() { Domain::IPV6 } else { Domain::IPV4 };
-    let holder = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    holder.bind(&SocketAddr::new(shape.source, 0).into())?;
+/// A bound TCP port with the socket that holds it, and a raw socket that receives what the target sends to that port.
+fn open_tcp(template: &Template) -> std::io::Result<(u16, Socket, Socket)> {
+    let family = template.family();
+    let holder = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))?;
+    holder.bind(&SocketAddr::new(template.source, 0).into())?;
     let port = port_of(&holder)?;
-    let raw = Socket::new(domain, Type::RAW, Some(Protocol::TCP))?;
+    let raw = Socket::new(family.domain(), Type::RAW, Some(Protocol::TCP))?;
     raw.set_nonblocking(true)?;
-    // The filter first: until then the socket gets a copy of every segment that reaches this host.
-    options::only_to_port(&raw, shape.v6(), port)?;
-    options::tell_all(&raw, shape.v6())?;
-    raw.connect(&SocketAddr::new(shape.target, 0).into())?;
+    // The filter first: without it the socket receives every segment that reaches this host.
+    options::attach_port_filter(&raw, family, port)?;
+    options::enable_receive_metadata(&raw, family)?;
+    raw.connect(&SocketAddr::new(template.target, 0).into())?;
     Ok((port, holder, raw))
 }
 
@@ -145,65 +174,70 @@ fn port_of(socket: &Socket) -> std::io::Result<u16> {
     address.map(|address| address.port()).ok_or_else(|| std::io::Error::other("the socket has no port"))
 }
 
-async fn read_datagrams(mut inbox: Inbox, lane: usize, judge: Arc<Judge>) {
+async fn read_datagrams(mut reader: SocketReader, flow: usize, demultiplexer: Arc<TraceDemultiplexer>) {
+    let sink = &demultiplexer.sink;
     loop {
-        judge.mouth.dropped(inbox.newly_dropped());
-        let (received, data) = inbox.next().await;
-        let Some(packets) = judge.packets.get() else { continue };
-        if let Some((index, rcode)) = packets.answered(lane, data) {
-            let answer = rcode.map_or(Answer::Datagram, |rcode| Answer::Dns { rcode });
-            judge.mouth.tell(index, received.source.unwrap_or(packets.shape.target), received.at, answer);
+        sink.count_dropped(reader.newly_dropped());
+        let (received, payload) = reader.next().await;
+        let Some(probes) = demultiplexer.probes.get() else { continue };
+        if let Some((index, rcode)) = probes.datagram_answer(flow, payload) {
+            let response = rcode.map_or(ResponseKind::Datagram, |rcode| ResponseKind::Dns { rcode });
+            let source = received.source.unwrap_or(probes.template.target);
+            sink.push(arrival(index, source, received.timestamp, response));
         }
     }
 }
 
-async fn read_segments(mut inbox: Inbox, judge: Arc<Judge>) {
+async fn read_segments(mut reader: SocketReader, demultiplexer: Arc<TraceDemultiplexer>) {
+    let sink = &demultiplexer.sink;
     loop {
-        judge.mouth.dropped(inbox.newly_dropped());
-        let (received, bytes) = inbox.next().await;
-        let Some(packets) = judge.packets.get() else { continue };
-        let segment = if packets.shape.v6() { Some(bytes) } else { icmp::strip_ipv4(bytes).map(|(_, rest)| rest) };
+        sink.count_dropped(reader.newly_dropped());
+        let (received, bytes) = reader.next().await;
+        let Some(probes) = demultiplexer.probes.get() else { continue };
+        let segment = match probes.template.family() {
+            Family::V4 => icmp::strip_ipv4(bytes).map(|(_, segment)| segment),
+            Family::V6 => Some(bytes),
+        };
         let Some(segment) = segment.and_then(TcpPacket::new) else { continue };
-        let flags = segment.get_flags();
-        let answer = match flags & (TcpFlags::SYN | TcpFlags::ACK | TcpFlags::RST) {
-            set if set & TcpFlags::RST != 0 => Answer::Reset,
-            set if set == TcpFlags::SYN | TcpFlags::ACK => Answer::SynAck,
+        let response = match segment.get_flags() & (TcpFlags::SYN | TcpFlags::ACK | TcpFlags::RST) {
+            flags if flags & TcpFlags::RST != 0 => ResponseKind::Reset,
+            flags if flags == TcpFlags::SYN | TcpFlags::ACK => ResponseKind::SynAck,
             _ => continue,
         };
-        let source = received.source.unwrap_or(packets.shape.target);
-        if segment.get_source() != packets.shape.port || source != packets.shape.target {
+        let source = received.source.unwrap_or(probes.template.target);
+        if segment.get_source() != probes.template.port || source != probes.template.target {
             continue;
         }
-        if let Some(index) = packets.acknowledged(segment.get_destination(), segment.get_acknowledgement()) {
-            judge.mouth.tell(index, source, received.at, answer);
+        if let Some(index) = probes.acknowledged(segment.get_destination(), segment.get_acknowledgement()) {
+            sink.push(arrival(index, source, received.timestamp, response));
         }
     }
 }
 
-impl Link for RawLink {
-    type What = What;
+impl Channel for RawChannel {
+    type Response = ProbeResponse;
 
-    async fn send(&mut self, index: u32) -> Result<Stamp, String> {
-        let Some(packets) = self.judge.packets.get() else { return Err("not ready".into()) };
-        let sender = match packets.shape.transport {
-            Transport::Icmp => &self.senders.icmp,
-            Transport::Tcp => &self.senders.tcp,
-            Transport::Udp => &self.senders.udp,
+    async fn send(&mut self, index: u32) -> Result<Timestamp, String> {
+        let Some(probes) = self.demultiplexer.probes.get() else { return Err("the trace has no probes".into()) };
+        let sender = match probes.template.transport {
+            Transport::Icmp => &self.sockets.icmp,
+            Transport::Tcp => &self.sockets.tcp,
+            Transport::Udp => &self.sockets.udp,
         };
-        sender.send(&packets.bytes(index), packets.shape.target, packets.ttl(index), Some(packets.shape.source)).await
+        let (source, target) = (probes.template.source, probes.template.target);
+        sender.send(&probes.bytes(index), target, probes.probe(index).map(|probe| probe.ttl), Some(source)).await
     }
 
-    async fn arrival(&mut self) -> Option<Arrival<What>> {
-        super::next_arrival(&mut self.arrivals, &mut self.kept).await
+    async fn arrival(&mut self) -> Option<Arrival<ProbeResponse>> {
+        super::next_arrival(&mut self.arrivals, &mut self.ttl_limit).await
     }
 
     fn overflow(&self) -> u32 {
-        let kernel = self.senders.receiver.dropped().wrapping_sub(self.dropped_before);
-        kernel.saturating_add(self.judge.mouth.overflow())
+        let receiver = self.sockets.receiver.dropped().wrapping_sub(self.dropped_before);
+        receiver.saturating_add(self.demultiplexer.sink.dropped())
     }
 
-    fn wanted(&self, index: u32) -> bool {
-        let ttl = self.judge.packets.get().and_then(|packets| packets.ttl(index));
-        ttl.is_some_and(|ttl| ttl <= *self.kept.borrow())
+    fn is_wanted(&self, index: u32) -> bool {
+        self.demultiplexer.probes.get().is_some_and(|probes| super::is_within(probes, index, &self.ttl_limit))
     }
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use scouter_net::dns::{Question, Transport, mnemonic};
+use scouter_net::packet::quoted::{ExtensionObject, MplsLabel};
 use scouter_net::policy::Policy;
-use scouter_net::series::{Event, Standing};
-use scouter_net::trace::{self, Answer, Carrier, Plan, Probe, TraceError, What};
+use scouter_net::series::{Event, Verdict};
+use scouter_net::trace::{self, ProbePacket, ProbeResponse, Protocol, ResponseKind, TraceError, TraceParameters};
 use tokio::sync::mpsc;
 use wasmtime::component::Resource;
 
@@ -13,25 +14,27 @@ use super::{RunState, parse_address, wit};
 use wit::hops as guest;
 use wit::net::NetError;
 
-const PROBES: usize = 4096;
-const FLOWS: u16 = 16;
+/// Probes of one trace.
+const MAX_PROBES: usize = 4096;
+/// Flows of one trace.
+const MAX_FLOWS: u16 = 16;
 
 /// Probes under way. Dropping it ends the sending and frees its ports and identifiers.
 pub struct Trace {
     trace: trace::Trace,
-    events: mpsc::UnboundedReceiver<Event<What>>,
+    events: mpsc::UnboundedReceiver<Event<ProbeResponse>>,
 }
 
-fn checked(plan: guest::TraceParameters) -> Result<Plan, NetError> {
+fn checked(plan: guest::TraceParameters) -> Result<TraceParameters, NetError> {
     let invalid = |what: String| Err(NetError::Invalid(what));
-    if !(1..=PROBES).contains(&plan.packets.len()) {
-        return invalid(format!("{} probes are not from 1 to {PROBES}", plan.packets.len()));
+    if !(1..=MAX_PROBES).contains(&plan.packets.len()) {
+        return invalid(format!("{} probes are not from 1 to {MAX_PROBES}", plan.packets.len()));
     }
     if plan.packets.iter().any(|probe| probe.ttl == 0) {
         return invalid("TTL 0 is not from 1 to 255".into());
     }
-    if let Some(probe) = plan.packets.iter().find(|probe| probe.flow >= FLOWS) {
-        return invalid(format!("flow {} is not from 0 to {}", probe.flow, FLOWS - 1));
+    if let Some(probe) = plan.packets.iter().find(|probe| probe.flow >= MAX_FLOWS) {
+        return invalid(format!("flow {} is not from 0 to {}", probe.flow, MAX_FLOWS - 1));
     }
     if !(100..=1_000_000).contains(&plan.interval_us) {
         return invalid(format!("interval {} us is not from 100 to 1000000 us", plan.interval_us));
@@ -42,17 +45,17 @@ fn checked(plan: guest::TraceParameters) -> Result<Plan, NetError> {
     if plan.payload_size > 65_000 {
         return invalid(format!("payload size {} is not from 0 to 65000 bytes", plan.payload_size));
     }
-    let carrier = match plan.protocol {
-        guest::Protocol::Icmp => Carrier::Icmp,
-        guest::Protocol::Tcp(port) => Carrier::Tcp(port),
-        guest::Protocol::Udp(port) => Carrier::Udp(port),
+    let protocol = match plan.protocol {
+        guest::Protocol::Icmp => Protocol::Icmp,
+        guest::Protocol::Tcp(port) => Protocol::Tcp(port),
+        guest::Protocol::Udp(port) => Protocol::Udp(port),
         guest::Protocol::Dns(asked) => {
-            Carrier::Dns(Question { name: asked.name, rtype: asked.type_, class: asked.class })
+            Protocol::Dns(Question { name: asked.name, rtype: asked.type_, class: asked.class })
         }
     };
-    Ok(Plan {
-        carrier,
-        probes: plan.packets.iter().map(|probe| Probe { ttl: probe.ttl, flow: probe.flow }).collect(),
+    Ok(TraceParameters {
+        protocol,
+        packets: plan.packets.iter().map(|probe| ProbePacket { ttl: probe.ttl, flow: probe.flow }).collect(),
         payload_size: plan.payload_size,
         interval: Duration::from_micros(plan.interval_us.into()),
         timeout: Duration::from_millis(plan.timeout_ms.into()),
@@ -74,7 +77,7 @@ impl RunState {
             })
             .and_then(|target| checked(plan).map(|plan| (target, plan)))
             .and_then(|planned| {
-                self.packets(u32::try_from(planned.1.probes.len()).unwrap_or(u32::MAX)).map(|()| planned)
+                self.packets(u32::try_from(planned.1.packets.len()).unwrap_or(u32::MAX)).map(|()| planned)
             })
             .and_then(|planned| self.room().map(|()| planned));
         let (target, plan) = match allowed {
@@ -108,18 +111,18 @@ impl guest::HostTrace for RunState {
 
     async fn properties(&mut self, trace: Resource<Trace>) -> wasmtime::Result<guest::TraceProperties> {
         self.call(0)?;
-        let facts = self.table.get(&trace)?.trace.facts;
+        let properties = self.table.get(&trace)?.trace.properties;
         Ok(guest::TraceProperties {
-            mode: facts.mode.into(),
-            payload_size: facts.payload_size,
-            packet_size: facts.packet_size,
-            constant_flow: facts.constant_flow,
+            mode: properties.mode.into(),
+            payload_size: properties.payload_size,
+            packet_size: properties.packet_size,
+            constant_flow: properties.constant_flow,
         })
     }
 
     async fn limit_ttl(&mut self, trace: Resource<Trace>, max_ttl: u8) -> wasmtime::Result<()> {
         self.call(0)?;
-        self.table.get(&trace)?.trace.keep(max_ttl);
+        self.table.get(&trace)?.trace.limit_ttl(max_ttl);
         Ok(())
     }
 
@@ -138,33 +141,29 @@ impl guest::HostTrace for RunState {
     }
 }
 
-impl From<Answer> for guest::ResponseKind {
-    fn from(answer: Answer) -> Self {
-        let (kind, extensions) = match answer {
-            Answer::Icmp(kind, extensions) => (kind, extensions),
-            Answer::EchoReply => return Self::EchoReply,
-            Answer::SynAck => return Self::SynAck,
-            Answer::Reset => return Self::Reset,
-            Answer::Datagram => return Self::Datagram,
-            Answer::Dns { rcode } => {
+impl From<ResponseKind> for guest::ResponseKind {
+    fn from(kind: ResponseKind) -> Self {
+        let (kind, extensions) = match kind {
+            ResponseKind::Icmp(kind, extensions) => (kind, extensions),
+            ResponseKind::EchoReply => return Self::EchoReply,
+            ResponseKind::SynAck => return Self::SynAck,
+            ResponseKind::Reset => return Self::Reset,
+            ResponseKind::Datagram => return Self::Datagram,
+            ResponseKind::Dns { rcode } => {
                 let rcode = u16::from(rcode);
                 return Self::Dns(guest::DnsAnswer { rcode, mnemonic: mnemonic(rcode) });
             }
         };
         let (labels, others) = extensions.map(|found| (found.labels, found.others)).unzip();
-        let label = |l: scouter_net::packet::quoted::Label| guest::MplsLabel {
+        let label = |l: MplsLabel| guest::MplsLabel {
             label: l.value,
             traffic_class: l.traffic_class,
             bottom_of_stack: l.bottom_of_stack,
             ttl: l.ttl,
         };
-        let object = |o: scouter_net::packet::quoted::Object| guest::Extension {
-            class: o.class,
-            class_type: o.class_type,
-            data: o.data,
-        };
+        let object = |o: ExtensionObject| guest::Extension { class: o.class, class_type: o.class_type, data: o.data };
         Self::Icmp(guest::IcmpMessage {
-            kind: kind.words.to_owned(),
+            kind: kind.description.to_owned(),
             icmp_type: kind.icmp_type,
             icmp_code: kind.icmp_code,
             mtu: kind.mtu,
@@ -174,21 +173,21 @@ impl From<Answer> for guest::ResponseKind {
     }
 }
 
-impl From<Event<What>> for guest::HopEvent {
-    fn from(event: Event<What>) -> Self {
+impl From<Event<ProbeResponse>> for guest::HopEvent {
+    fn from(event: Event<ProbeResponse>) -> Self {
         match event {
             Event::Sent(packet) => Self::Sent(packet),
             Event::SendFailed { index, reason } => Self::SendFailed(guest::SendFailure { packet: index, reason }),
             Event::Lost(packet) => Self::TimedOut(packet),
             Event::Overflow(packets) => Self::Overflow(packets),
-            Event::Heard { index, standing, source, rtt, what } => {
-                let rtt_ns = what.timed.then(|| u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX));
-                let kind = what.answer.into();
+            Event::Received { index, verdict, source, rtt, response } => {
+                let rtt_ns = response.rtt_valid.then(|| u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX));
+                let kind = response.kind.into();
                 let response = guest::HopResponse { packet: index, source: source.to_string(), rtt_ns, kind };
-                match standing {
-                    Standing::Answer | Standing::Aside => Self::Response(response),
-                    Standing::Duplicate => Self::Duplicate(response),
-                    Standing::Late => Self::Late(response),
+                match verdict {
+                    Verdict::Answer | Verdict::NotSettling => Self::Response(response),
+                    Verdict::Duplicate => Self::Duplicate(response),
+                    Verdict::Late => Self::Late(response),
                 }
             }
         }

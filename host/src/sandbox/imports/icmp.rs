@@ -1,9 +1,9 @@
 //! `icmp`: echo requests and what comes back.
 
 use scouter_net::packet::{Mode, StartError};
-use scouter_net::ping::{Plan, Session, What, seq};
+use scouter_net::ping::{EchoResponse, PingParameters, Session, seq};
 use scouter_net::policy::Policy;
-use scouter_net::series::{Event, Standing};
+use scouter_net::series::{Event, Verdict};
 use tokio::sync::mpsc;
 use wasmtime::component::Resource;
 
@@ -14,10 +14,10 @@ use wit::net::NetError;
 /// A series under way. Dropping it ends the sending and frees its identifier.
 pub struct Echoes {
     session: Session,
-    events: mpsc::UnboundedReceiver<Event<What>>,
+    events: mpsc::UnboundedReceiver<Event<EchoResponse>>,
 }
 
-fn checked(plan: &EchoParameters) -> Result<Plan, NetError> {
+fn checked(plan: &EchoParameters) -> Result<PingParameters, NetError> {
     let invalid = |what: String| Err(NetError::Invalid(what));
     if !(1..=1000).contains(&plan.count) {
         return invalid(format!("count {} is not from 1 to 1000", plan.count));
@@ -34,7 +34,7 @@ fn checked(plan: &EchoParameters) -> Result<Plan, NetError> {
     if plan.ttl == Some(0) {
         return invalid("TTL 0 is not from 1 to 255".into());
     }
-    Ok(Plan {
+    Ok(PingParameters {
         count: plan.count,
         interval: std::time::Duration::from_millis(plan.interval_ms.into()),
         timeout: std::time::Duration::from_millis(plan.timeout_ms.into()),
@@ -117,24 +117,24 @@ impl From<Mode> for wit::icmp::Mode {
     }
 }
 
-impl From<Event<What>> for EchoEvent {
-    fn from(event: Event<What>) -> Self {
+impl From<Event<EchoResponse>> for EchoEvent {
+    fn from(event: Event<EchoResponse>) -> Self {
         match event {
             Event::Sent(index) => Self::Sent(seq(index)),
             Event::SendFailed { index, reason } => Self::SendFailed(SendFailure { seq: seq(index), reason }),
-            Event::Heard { index, standing, source, rtt, what: What::Reply { ttl, length } } => {
+            Event::Received { index, verdict, source, rtt, response: EchoResponse::Reply { ttl, length } } => {
                 let rtt_ns = u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX);
                 let reply = EchoReply { seq: seq(index), source: source.to_string(), ttl, length, rtt_ns };
-                match standing {
-                    Standing::Answer | Standing::Aside => Self::Reply(reply),
-                    Standing::Duplicate => Self::Duplicate(reply),
-                    Standing::Late => Self::Late(reply),
+                match verdict {
+                    Verdict::Answer | Verdict::NotSettling => Self::Reply(reply),
+                    Verdict::Duplicate => Self::Duplicate(reply),
+                    Verdict::Late => Self::Late(reply),
                 }
             }
-            Event::Heard { index, source, what: What::Error(kind), .. } => Self::Error(IcmpError {
+            Event::Received { index, source, response: EchoResponse::Error(kind), .. } => Self::Error(IcmpError {
                 seq: seq(index),
                 source: source.to_string(),
-                kind: kind.words.to_owned(),
+                kind: kind.description.to_owned(),
                 icmp_type: kind.icmp_type,
                 icmp_code: kind.icmp_code,
                 mtu: kind.mtu,

@@ -1,12 +1,12 @@
 //! `resolver`: names to addresses, as this host does it.
 
-use scouter_net::Family;
+use scouter_net::FamilyFilter;
 use scouter_net::address::LookupError;
 
 use super::{RunState, wit};
 use wit::net::NetError;
 
-impl From<wit::net::Family> for Family {
+impl From<wit::net::Family> for FamilyFilter {
     fn from(family: wit::net::Family) -> Self {
         match family {
             wit::net::Family::Any => Self::Any,
