@@ -135,12 +135,13 @@ pub fn enable_receive_metadata(socket: &impl AsFd, family: Family) -> nix::Resul
     }
 }
 
-/// Enables transmit timestamps, taken when the kernel passes a packet to the driver and read from the error queue
+/// Enables transmit timestamps, numbered by send and taken when the kernel passes a packet to the driver and read from the error queue
 /// (Documentation/networking/timestamping.rst).
 pub fn enable_transmit_timestamps(socket: &impl AsFd) -> nix::Result<()> {
     let software = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
     // OPT_TSONLY: without a copy of the packet.
-    setsockopt(socket, sockopt::Timestamping, &(software | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY))
+    let options = TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
+    setsockopt(socket, sockopt::Timestamping, &(software | options))
 }
 
 /// Enables the error queue for ICMP errors that quote the socket's packets (ip(7), `IP_RECVERR`).

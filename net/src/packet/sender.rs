@@ -22,8 +22,15 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct RawSender {
     family: Family,
     socket: AsyncFd<Socket>,
-    /// Held from a send to the read of its timestamp; buffer of the control messages of that read.
-    control: Mutex<Vec<u8>>,
+    /// Held from a send to the read of its timestamp.
+    departures: Mutex<Departures>,
+}
+
+struct Departures {
+    /// The number that the kernel gives the next send.
+    next_id: u32,
+    /// Buffer of control messages.
+    control: Vec<u8>,
 }
 
 impl RawSender {
@@ -37,8 +44,8 @@ impl RawSender {
         options::attach_reject_filter(&socket)?;
         options::set_fragmentation(&socket, family, fragmentation)?;
         options::enable_transmit_timestamps(&socket)?;
-        let control = Mutex::new(socket::control_buffer());
-        Ok(Self { family, socket: socket::register(socket, Interest::WRITABLE)?, control })
+        let departures = Mutex::new(Departures { next_id: 0, control: socket::control_buffer() });
+        Ok(Self { family, socket: socket::register(socket, Interest::WRITABLE)?, departures })
     }
 
     /// Sends one packet (without IP header) and returns when it left. Waits up to 1 s for a full send buffer. `ttl` 1–255;
@@ -77,22 +84,61 @@ impl RawSender {
         messages.extend(v4_from.as_ref().map(ControlMessage::Ipv4PacketInfo));
         messages.extend(v6_from.as_ref().map(ControlMessage::Ipv6PacketInfo));
         let parts = [IoSlice::new(packet)];
-        let mut control = self.control.lock();
-        // Discards timestamps of packets that waited in the queue of the interface.
-        self.departure(&mut control);
+        let mut departures = self.departures.lock();
         let before = Timestamp::now();
         sendmsg(self.socket.as_raw_fd(), &parts, &messages, MsgFlags::MSG_DONTWAIT, Some(&address))?;
-        Ok(self.departure(&mut control).and_then(|at| before.corrected_by(at)).unwrap_or(before))
+        Ok(departures.read(self.socket.get_ref()).and_then(|at| before.corrected_by(at)).unwrap_or(before))
     }
+}
 
+impl Departures {
     /// When the kernel passed the last packet to the driver. The clock before the send is earlier by any interruption
-    /// of this process in between.
-    fn departure(&self, control: &mut [u8]) -> Option<Duration> {
+    /// of this process in between. None when the packet still waits in the queue of the interface: its timestamp is
+    /// skipped by a later call.
+    fn read(&mut self, socket: &Socket) -> Option<Duration> {
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-        let mut last = None;
-        while let Ok(received) = socket::receive(self.socket.get_ref(), flags, &mut [], control) {
-            last = received.timestamp.or(last);
+        while let Ok(received) = socket::receive(socket, flags, &mut [], &mut self.control) {
+            // A send that failed late may have used a number too: nothing is newer than the last packet.
+            let Some(ahead) = received.send_id.map(|sent| sent.wrapping_sub(id)).filter(|ahead| *ahead < 1 << 31)
+            else {
+                continue;
+            };
+            self.next_id = self.next_id.wrapping_add(ahead);
+            return received.timestamp;
         }
-        last
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_send_reads_its_own_departure() {
+        // Loopback UDP sockets number their sends alike, without privilege.
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let peer = std::net::UdpSocket::bind(address).expect("bound");
+            let socket = std::net::UdpSocket::bind(address).expect("bound");
+            socket.connect(peer.local_addr().expect("an address")).expect("connected");
+            let socket = Socket::from(socket);
+            options::enable_transmit_timestamps(&socket).expect("enabled");
+            let mut departures = Departures { next_id: 0, control: socket::control_buffer() };
+            for id in 0..100 {
+                let before = Timestamp::now();
+                socket.send(b"x").expect("sent");
+                let departure = departures.read(&socket).expect("a timestamp");
+                assert!(before.corrected_by(departure).is_some() && departures.next_id == id + 1);
+            }
+            // A timestamp that comes after its send was given up is not that of the next send.
+            socket.send(b"late").expect("sent");
+            departures.next_id += 1;
+            let before = Timestamp::now();
+            socket.send(b"x").expect("sent");
+            assert!(departures.read(&socket).is_some_and(|departure| departure >= before.wall()));
+            assert_eq!((departures.read(&socket), departures.next_id), (None, 103), "each timestamp is read once");
+        }
     }
 }

@@ -83,6 +83,8 @@ pub struct Received {
     pub timestamp: Option<Duration>,
     /// Packets that this socket dropped since it was opened, because its receive buffer was full.
     pub dropped: u32,
+    /// From the error queue: which send the transmit timestamp belongs to, counted from 0 (`SOF_TIMESTAMPING_OPT_ID`).
+    pub send_id: Option<u32>,
     /// From the error queue: the ICMP error that quotes a packet of ours.
     pub error: Option<IcmpError>,
 }
@@ -116,6 +118,7 @@ pub fn receive(socket: &impl AsRawFd, flags: MsgFlags, buffer: &mut [u8], contro
         ttl: None,
         timestamp: None,
         dropped: 0,
+        send_id: None,
         error: None,
     };
     for control in message.cmsgs()? {
@@ -129,6 +132,11 @@ pub fn receive(socket: &impl AsRawFd, flags: MsgFlags, buffer: &mut [u8], contro
             ControlMessageOwned::RxqOvfl(dropped) => received.dropped = dropped,
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
                 received.ttl = u8::try_from(ttl).ok();
+            }
+            ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _)
+                if error.ee_origin == libc::SO_EE_ORIGIN_TIMESTAMPING =>
+            {
+                received.send_id = Some(error.ee_data);
             }
             ControlMessageOwned::Ipv4RecvErr(error, Some(from)) if error.ee_origin == libc::SO_EE_ORIGIN_ICMP => {
                 received.error = Some(IcmpError::new(&error, IpAddr::V4(u32::from_be(from.sin_addr.s_addr).into())));
