@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::server::Server;
-use crate::support::{hostile, plugins};
+use crate::support::{hostile, hostile_that, plugins, threads};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -20,6 +20,9 @@ pub fn trials() -> Vec<Trial> {
         a_damaged_cache_entry_is_compiled_again,
         a_second_start_loads_every_plugin_in_100_ms,
         without_a_cache_folder_it_starts_all_the_same,
+        describe_may_call_no_import,
+        describe_computes_where_guests_do,
+        what_is_offered_is_what_the_linker_has,
     )
 }
 
@@ -170,4 +173,53 @@ fn without_a_cache_folder_it_starts_all_the_same() {
     assert_eq!(served(&server), ["hostile"]);
     assert!(server.log().contains("SCOUTER_CACHE_DIR"), "{}", server.log());
     let _: Value = server.test("hostile", &json!({"do": "nothing"}));
+}
+
+fn reason(server: &Server, file: &str) -> String {
+    let body = server.get("/api/v1.0/plugins").body;
+    let all = body["refused"].as_array().expect("a list");
+    let entry = all.iter().find(|entry| entry["file"] == file).unwrap_or_else(|| panic!("{file}: {body}"));
+    entry["reason"].as_str().expect("a reason").to_owned()
+}
+
+fn describe_may_call_no_import() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    fs::write(folder.path().join("curious.wasm"), hostile_that("imports")).expect("written");
+    let server = start(folder.path(), cache.path());
+    let reason = reason(&server, "curious.wasm");
+    assert!(reason.contains("describe calls 'scouter:probe/resolver@1.0.0#nameservers'"), "{reason}");
+}
+
+/// A `describe` that never ends has the CPU time of a run, on a thread that has no capabilities.
+fn describe_computes_where_guests_do() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    fs::write(folder.path().join("endless.wasm"), hostile_that("spins")).expect("written");
+    let server = start(folder.path(), cache.path());
+    let reason = reason(&server, "endless.wasm");
+    assert!(reason.contains("it used more than 1000 ms of CPU time"), "{reason}");
+    let busy: Vec<_> = threads(server.pid()).into_iter().filter(|thread| thread.cpu >= 50).collect();
+    assert!(busy.iter().any(|thread| thread.name == "guest"), "{busy:?}");
+    assert!(busy.iter().all(|thread| thread.capabilities == 0), "{busy:?}");
+}
+
+fn what_is_offered_is_what_the_linker_has() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    let report = |version: &str, function: &str| {
+        let import = format!("scouter:probe/report@{version}");
+        component(&format!(
+            r#"(component (import "{import}" (instance (export "{function}" (func (param "result" string))))))"#
+        ))
+    };
+    // A later version of the same interface is satisfied, as far as its functions are there.
+    for (name, version, function, expected) in [
+        ("patch", "1.0.7", "progress", "not a scouter:probe plugin"),
+        ("minor", "1.1.0", "progress", "not a scouter:probe plugin"),
+        ("more", "1.1.0", "whole", "whole"),
+        ("major", "2.0.0", "progress", "scouter:probe/report@2.0.0"),
+    ] {
+        fs::write(folder.path().join(format!("{name}.wasm")), report(version, function)).expect("written");
+        let server = start(folder.path(), cache.path());
+        let reason = reason(&server, &format!("{name}.wasm"));
+        assert!(reason.contains(expected), "{name}: {reason}");
+    }
 }

@@ -48,7 +48,8 @@ pub fn sandbox(_: &Lab) {
             policy: Policy::default(),
             metrics: Metrics::default(),
         });
-        let plugins = Plugins::load(&[hostile()], Some(&cache), &services).await.expect("plugins");
+        let plugins =
+            Plugins::load(&[hostile()], Some(&cache), &tokio::runtime::Handle::current()).await.expect("plugins");
         let plugin = Arc::clone(plugins.get("hostile").expect("the plugin"));
         let cancel = CancellationToken::new();
         let mut samples = vec![];

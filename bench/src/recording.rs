@@ -14,7 +14,8 @@ pub fn recording(lab: &Lab) {
         plugins().display(),
         root().join("tests/support/asn.mmdb").display()
     );
-    let script = format!("printf '$ scouter {arguments}\\n'; sleep 1; env {settings} {} {arguments}; sleep 4", scouter());
+    let script =
+        format!("printf '$ scouter {arguments}\\n'; sleep 1; env {settings} {} {arguments}; sleep 4", scouter());
     let picture = root().join("docs/traceroute.svg");
     let mut recorder = lab.probe.command(root().join("target/lab-venv/bin/termtosvg").to_str().expect("UTF-8"));
     recorder.env("TERM", "xterm-256color").arg(&picture).args(["-g", "100x26", "-t", "window_frame", "-c"]);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::packet::socket::Timestamp;
 
@@ -25,13 +27,69 @@ pub const GRACE: Duration = Duration::from_millis(50);
 /// kind must neither fill the memory nor suppress the other.
 const MAX_EXTRA_EVENTS: u32 = 100;
 
-/// Limits the packets per second of one test, over all of its series.
-pub type Rate = Arc<DefaultDirectRateLimiter>;
+/// Limits the packets per second of one test, over all of its series. Clones share the limit.
+#[derive(Clone)]
+pub struct Rate {
+    limiter: Arc<DefaultDirectRateLimiter>,
+    burst: NonZeroU32,
+    /// Packets that one probe counts as: the fragments that it leaves in.
+    cost: NonZeroU32,
+}
 
-/// A token bucket: `burst` packets at once, and `per_second` packets per second in the long run.
-#[must_use]
-pub fn rate(per_second: std::num::NonZeroU32, burst: std::num::NonZeroU32) -> Rate {
-    Arc::new(RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)))
+impl Rate {
+    /// A token bucket: `burst` packets at once, and `per_second` packets per second in the long run.
+    #[must_use]
+    pub fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
+        let limiter = Arc::new(RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)));
+        Self { limiter, burst, cost: NonZeroU32::MIN }
+    }
+
+    /// The same limit, for probes that count as so many packets. More than a burst counts as a burst.
+    #[must_use]
+    pub fn costing(&self, packets: NonZeroU32) -> Self {
+        Self { cost: packets.min(self.burst), ..self.clone() }
+    }
+
+    /// Takes the packets of one probe.
+    ///
+    /// # Errors
+    /// The time to wait, when there are not enough.
+    pub fn check(&self) -> Result<(), Duration> {
+        match self.limiter.check_n(self.cost) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(full)) => Err(full.wait_time_from(DefaultClock::default().now())),
+            // More than a burst, which `costing` rules out.
+            Err(_) => Err(Duration::from_secs(1)),
+        }
+    }
+
+    /// Waits until so many packets may be sent.
+    pub async fn wait(&self, packets: u32) {
+        let mut left = packets;
+        while let Some(count) = NonZeroU32::new(left.min(self.burst.get())) {
+            let part = self.costing(count);
+            while let Err(wait) = part.check() {
+                tokio::time::sleep(wait).await;
+            }
+            left -= count.get();
+        }
+    }
+}
+
+/// The task of a series; dropping it ends the series.
+pub struct SeriesTask(Option<AbortOnDropHandle<()>>);
+
+impl SeriesTask {
+    /// Must be called on the I/O runtime.
+    pub fn spawn<R: Send + 'static>(series: Series<R>, channel: impl Channel<Response = R>) -> Self {
+        Self(Some(AbortOnDropHandle::new(tokio::spawn(series.run(channel)))))
+    }
+
+    /// Waits for the end of the series: did it panic? Then the end of its events says nothing about the target.
+    pub async fn has_panicked(&mut self) -> bool {
+        let Some(task) = self.0.take() else { return false };
+        task.await.is_err_and(|error| error.is_panic())
+    }
 }
 
 /// Pace and timeout of a series.
@@ -203,8 +261,8 @@ impl<R: Send> Series<R> {
                 biased;
                 // Sending has priority: a flood of arrivals must not delay it.
                 () = sleep_until(next_at), if !all_sent => {
-                    if let Err(full) = self.rate.check() {
-                        next_at = Instant::now() + full.wait_time_from(DefaultClock::default().now());
+                    if let Err(wait) = self.rate.check() {
+                        next_at = Instant::now() + wait;
                         continue;
                     }
                     self.send(next, &mut channel).await;
@@ -310,8 +368,6 @@ impl<R: Send> Series<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use tokio::sync::mpsc;
 
     use super::*;
@@ -353,7 +409,7 @@ mod tests {
     async fn events_of(schedule: Schedule, per_second: u32, up_to: u32, behave: Behaviour) -> Vec<Event<()>> {
         let (network, answers) = mpsc::unbounded_channel();
         let (sender, mut receiver) = mpsc::unbounded_channel();
-        let rate = rate(NonZeroU32::new(per_second).expect("some"), NonZeroU32::MIN);
+        let rate = Rate::new(NonZeroU32::new(per_second).expect("some"), NonZeroU32::MIN);
         Series::new(schedule, rate, sender).run(Script { answers, network, behave, up_to }).await;
         let mut events = vec![];
         while let Some(event) = receiver.recv().await {
@@ -432,5 +488,29 @@ mod tests {
         let sent = events_of(schedule, 100, 11, |_, _| Ok(())).await;
         assert!(started.elapsed() >= Duration::from_millis(100), "{:?}", started.elapsed());
         assert_eq!(sent.iter().filter(|e| matches!(e, Event::Sent(_))).count(), 11);
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_channel_is_known_when_the_events_end() {
+        for (behave, panics) in [((|_, _| panic!("a mistake")) as Behaviour, true), (|_, _| Ok(()), false)] {
+            let (network, answers) = mpsc::unbounded_channel();
+            let (sender, mut events) = mpsc::unbounded_channel();
+            let schedule = Schedule { count: 1, interval: Duration::ZERO, timeout: Duration::from_millis(1) };
+            let series = Series::new(schedule, Rate::new(NonZeroU32::MIN, NonZeroU32::MIN), sender);
+            let mut task = SeriesTask::spawn(series, Script { answers, network, behave, up_to: 1 });
+            while events.recv().await.is_some() {}
+            assert_eq!((task.has_panicked().await, task.has_panicked().await), (panics, false));
+        }
+    }
+
+    #[tokio::test]
+    async fn large_probes_and_other_packets_share_one_rate() {
+        let some = |number| NonZeroU32::new(number).expect("some");
+        let rate = Rate::new(some(1000), some(48));
+        let started = std::time::Instant::now();
+        let large = rate.costing(some(44));
+        assert!(large.check().is_ok() && large.check().is_err(), "two large ones at once are too many");
+        rate.wait(104).await;
+        assert!(started.elapsed() >= Duration::from_millis(100), "{:?}", started.elapsed());
     }
 }

@@ -7,11 +7,14 @@ use std::hint::black_box;
 use std::net::{TcpStream, UdpSocket};
 
 use scouter_sdk::bindings::exports::scouter::probe::test::{Description, Guest, Outcome};
-use scouter_sdk::bindings::scouter::probe::{hops, http, icmp, net, report};
+use scouter_sdk::bindings::scouter::probe::{browser, hops, http, icmp, net, report, resolver};
 use serde_json::{Value, json};
 use wasip2::clocks::monotonic_clock;
 
 struct Hostile;
+
+/// What `describe` does: tests change these bytes in a copy of the file. Read at run time, so that they stay there.
+static DESCRIBE: [u8; 16] = *b"describe:honest ";
 
 fn outcome(result: &Value) -> Outcome {
     Outcome { failed: false, message: None, result: result.to_string() }
@@ -41,6 +44,21 @@ fn udp_trace(target: &str, packets: usize) -> hops::TraceParameters {
     }
 }
 
+fn request(url: &str) -> http::Request {
+    http::Request {
+        method: "GET".into(),
+        url: url.into(),
+        version: http::Version::Http11,
+        headers: vec![],
+        body: None,
+        resolve: None,
+        family: net::Family::Any,
+        verify_tls: true,
+        keep_body: 0,
+        timeout_ms: 1,
+    }
+}
+
 /// Uses no linear memory, so that the native stack overflows and not the guest's own.
 #[inline(never)]
 fn recurse(depth: u64, end: u64) -> u64 {
@@ -49,8 +67,15 @@ fn recurse(depth: u64, end: u64) -> u64 {
 
 impl Guest for Hostile {
     fn describe() -> Description {
+        match &black_box(&DESCRIBE)[9..] {
+            b"imports" => drop(resolver::nameservers()),
+            b"spins  " => loop {
+                black_box(0);
+            },
+            _ => {}
+        }
         let options = json!({"type": "object", "additionalProperties": false, "required": ["do"], "properties": {
-            "do": {"type": "string"}, "n": {"type": "integer", "minimum": 0}, "to": {"type": "string"}}});
+            "do": {"type": "string"}, "n": {"type": "integer", "minimum": 0}, "to": {"type": "string"}, "say": {"type": "string"}}});
         Description {
             version: "1.0.0".into(),
             summary: "Attacks the sandbox".into(),
@@ -84,18 +109,7 @@ impl Guest for Hostile {
             }
             "list" => {
                 let headers = (0..n).map(|_| http::Header { name: String::new(), value: String::new() }).collect();
-                let _ = http::exchange(&http::Request {
-                    method: "GET".into(),
-                    url: "http://127.0.0.1/".into(),
-                    version: http::Version::Http11,
-                    headers,
-                    body: None,
-                    resolve: None,
-                    family: net::Family::Any,
-                    verify_tls: true,
-                    keep_body: 0,
-                    timeout_ms: 1,
-                });
+                let _ = http::exchange(&http::Request { headers, ..request("http://127.0.0.1/") });
             }
             "allocate" => {
                 black_box(vec![1_u8; n]);
@@ -118,6 +132,57 @@ impl Guest for Hostile {
                 }
                 return outcome(&json!({"planned": planned}));
             }
+            "large packets" => {
+                let large = icmp::EchoParameters { payload_size: 65_000, ..parameters(to, 10) };
+                let started = (0..n).take_while(|_| icmp::Echoes::start(&large).is_ok()).count();
+                return outcome(&json!({"planned": started * 10}));
+            }
+            "targets" => {
+                let reached = |last: usize| icmp::Echoes::start(&parameters(&format!("127.0.1.{last}"), 1)).is_ok();
+                let first = (0..n).filter(|last| reached(*last)).count();
+                return outcome(&json!({"reached": first, "again": (0..n).filter(|last| reached(*last)).count()}));
+            }
+            "exchanges" => {
+                let exchange = |last: usize| http::exchange(&request(&format!("http://127.0.1.{last}:9/")));
+                let refused = |failure: &http::Failure| failure.reason.contains("at most");
+                let answers = (0..n).map(exchange).chain([exchange(0)]);
+                let refused: Vec<bool> = answers.map(|a| a.as_ref().is_err_and(refused)).collect();
+                return outcome(
+                    &json!({"reached": refused.iter().filter(|r| !**r).count(), "again": refused.last() == Some(&false)}),
+                );
+            }
+            "pages" => {
+                let load = |number: usize| {
+                    browser::load(&browser::Navigation {
+                        browser: browser::BrowserName::Firefox,
+                        url: format!("http://127.0.1.{number}:9/"),
+                        headers: vec![],
+                        verify_tls: true,
+                        timeout_ms: 100,
+                        screenshot_bytes: 0,
+                    })
+                };
+                let refused = |answer: &Result<browser::Page, browser::BrowserError>| matches!(answer, Err(browser::BrowserError::Unavailable(why)) if why.contains("at most"));
+                return outcome(&json!({"loaded": (0..n).map(load).take_while(|answer| !refused(answer)).count()}));
+            }
+            "lookups" => {
+                let refused = |answer: &Result<Vec<String>, net::NetError>| matches!(answer, Err(net::NetError::Unavailable(why)) if why.contains("at most"));
+                let names = (0..n).map(|_| resolver::lookup("localhost", net::Family::Ipv4));
+                return outcome(&json!({"asked": names.take_while(|answer| !refused(answer)).count()}));
+            }
+            "reverse" => {
+                let addresses: Vec<String> = (0..n).map(|_| "127.0.0.1".to_owned()).collect();
+                let started = monotonic_clock::now();
+                let named: usize = (0..3).map(|_| resolver::reverse(&addresses).iter().flatten().count()).sum();
+                return outcome(&json!({"named": named, "ms": (monotonic_clock::now() - started) / 1_000_000}));
+            }
+            "compute" => {
+                let mut x = 1_u64;
+                (0..n as u64 * 1_000_000)
+                    .for_each(|step| x = black_box(x.wrapping_mul(6_364_136_223_846_793_005) ^ step));
+                black_box(x);
+            }
+            "say" => return outcome(&json!({"said": options["say"], "rows": [{"said": options["say"]}]})),
             "flood" => {
                 let trace = udp_trace(to, 500);
                 let traces: Vec<_> = (0..8).map(|_| hops::Trace::start(&trace)).collect();

@@ -228,7 +228,8 @@ fn load(runtimes: &Runtimes, engine: &Engine) -> anyhow::Result<(Arc<Services>, 
         net.asn.follow();
         let services =
             Arc::new(Services { io: runtimes.io.handle().clone(), net, policy, metrics: Metrics::default() });
-        let plugins = Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), &services).await?;
+        let plugins =
+            Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), runtimes.guests.handle()).await?;
         Ok((services, Arc::new(plugins)))
     })
 }
@@ -274,16 +275,19 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
     };
     let table = run.table || (!run.json && std::io::stdout().is_terminal());
     let id = planned.id;
-    let done = runtimes.guests.block_on(async {
-        let cancel = CancellationToken::new();
-        let partial = Arc::new(Progress::default());
+    let (cancel, partial) = (CancellationToken::new(), Arc::new(Progress::default()));
+    let running = {
+        let (cancel, partial) = (cancel.clone(), Arc::clone(&partial));
+        async move { runner.run(&id, &plugin, &options, Duration::ZERO, &cancel, partial).await }
+    };
+    // On the guests' threads, which have no capabilities: this one shows how far it has come.
+    let mut running = runtimes.guests.spawn(running);
+    let done = runtimes.io.block_on(async {
         let mut watcher = show::Watcher::new(table);
-        let finished = runner.run(&id, &plugin, &options, Duration::ZERO, &cancel, Arc::clone(&partial));
-        let mut finished = std::pin::pin!(finished);
         loop {
             tokio::select! {
                 biased;
-                json = &mut finished => return watcher.finish(&json),
+                json = &mut running => return Ok::<_, anyhow::Error>(watcher.finish(&json?)),
                 () = partial.changed() => watcher.progress(partial.get().as_deref()),
                 _ = tokio::signal::ctrl_c() => cancel.cancel(),
             }
@@ -291,7 +295,7 @@ fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
     });
     runtimes.io.block_on(services.net.browsers.end());
     runtimes.end();
-    Ok(if done { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if done? { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn list_plugins(engine: &Engine, list: &ListPlugins) -> anyhow::Result<ExitCode> {

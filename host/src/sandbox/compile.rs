@@ -231,9 +231,9 @@ pub fn read_plugin(path: &Path) -> anyhow::Result<Vec<u8>> {
         .context("cannot be opened (links are not followed)")?;
     let meta = file.metadata()?;
     ensure!(meta.is_file(), "not a regular file");
-    ensure!(meta.len() <= super::limits::FILE_BYTES, "larger than {} MiB", super::limits::FILE_BYTES >> 20);
+    ensure!(meta.len() <= super::budget::FILE_BYTES, "larger than {} MiB", super::budget::FILE_BYTES >> 20);
     let mut bytes = Vec::new();
-    file.take(super::limits::FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    file.take(super::budget::FILE_BYTES + 1).read_to_end(&mut bytes)?;
     ensure!(Engine::detect_precompiled(&bytes).is_none(), "machine code, not a component: only .wasm is taken");
     Ok(bytes)
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use wasmtime::{Config, Engine, WasmBacktraceDetails};
 
-use super::limits;
+use super::budget;
 
 /// Bytes of stack for wasm frames, and for wasm and host frames together.
-const WASM_STACK: usize = 512 << 10;
+pub const WASM_STACK: usize = 512 << 10;
 const FIBER_STACK: usize = 1 << 20;
 
 /// The configuration is part of the key under which compiled plugins are cached: the server and its compiling child
@@ -42,7 +42,7 @@ pub fn new() -> anyhow::Result<Engine> {
         while let Some(engine) = clock.upgrade() {
             engine.increment_epoch();
             drop(engine);
-            std::thread::sleep(limits::TICK);
+            std::thread::sleep(budget::TICK);
         }
     })?;
     Ok(engine)
@@ -62,3 +62,6 @@ pub fn compiler() -> anyhow::Result<Engine> {
 pub const COMPILE_CPU: Duration = Duration::from_mins(1);
 pub const COMPILE_WALL: Duration = Duration::from_mins(2);
 pub const COMPILE_MEMORY: u64 = 4 << 30;
+
+/// How long a plugin may take to describe itself.
+pub const DESCRIBE_WALL: Duration = Duration::from_secs(10);

@@ -1,11 +1,27 @@
-//! The test types there are: components loaded from folders, audited, compiled, described, ready to run.
+//! Test types: components loaded from folders, audited, compiled, described, and run within limits. The only module that
+//! knows wasmtime.
 
+/// What one run may use.
+pub mod budget;
+/// Machine code from a component, by a child process, cached.
 mod compile;
+/// CPU time of a guest.
+mod cpu;
+/// What a plugin says about itself.
+mod describe;
+/// The wasmtime engine.
 mod engine;
+/// The state of every guest.
+mod guest;
+/// One file per import of `wit/`.
 mod imports;
-pub mod limits;
+/// A guest's standard output.
+mod log;
+/// Partial results.
 mod progress;
+/// One run.
 mod run;
+/// JSON Schemas of options and results.
 pub mod schema;
 
 use std::collections::BTreeMap;
@@ -16,10 +32,10 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 use wasmtime::Engine;
 use wasmtime::component::Linker;
 
-use crate::services::Services;
 use imports::{PluginPre, RunState};
 use schema::{OptionsSchema, ResultSchema};
 
@@ -59,15 +75,15 @@ impl fmt::Debug for Plugin {
 
 impl Plugins {
     /// Loads every `.wasm` file of the folders, in order; the first of a name wins. A file that cannot be served is
-    /// listed in [`Plugins::refused`]: one bad plugin never keeps the others from serving.
+    /// listed in [`Plugins::refused`]: one bad plugin never keeps the others from serving. Guests describe themselves on
+    /// `guests`, whose threads have no capabilities.
     ///
     /// # Errors
     /// When a folder cannot be read, or the machine cannot run wasm at all.
-    pub async fn load(folders: &[PathBuf], cache: Option<&Path>, services: &Arc<Services>) -> anyhow::Result<Self> {
+    pub async fn load(folders: &[PathBuf], cache: Option<&Path>, guests: &Handle) -> anyhow::Result<Self> {
         let started = Instant::now();
         let engine = engine::new()?;
-        let linker = imports::linker(&engine)?;
-        let cache = compile::Cache::open(cache);
+        let loader = Loader { linker: imports::linker(&engine)?, engine, cache: compile::Cache::open(cache), guests };
         let mut plugins = Self::default();
         for folder in folders {
             let entries = std::fs::read_dir(folder)
@@ -79,7 +95,7 @@ impl Plugins {
             files.retain(|path| path.extension().is_some_and(|e| e == "wasm"));
             files.sort();
             for path in files {
-                match Plugin::load(&path, &engine, &linker, &cache, services).await {
+                match loader.load(&path).await {
                     Ok(plugin) => plugins.add(path, plugin),
                     Err(error) => plugins.refuse(path, &format!("{error:#}")),
                 }
@@ -130,25 +146,27 @@ fn test_type_of(path: &Path) -> anyhow::Result<String> {
     Ok(name.to_owned())
 }
 
-impl Plugin {
-    async fn load(
-        path: &Path,
-        engine: &Engine,
-        linker: &Linker<RunState>,
-        cache: &compile::Cache,
-        services: &Arc<Services>,
-    ) -> anyhow::Result<Self> {
+/// What loading a plugin needs.
+struct Loader<'a> {
+    engine: Engine,
+    linker: Linker<RunState>,
+    cache: compile::Cache,
+    guests: &'a Handle,
+}
+
+impl Loader<'_> {
+    async fn load(&self, path: &Path) -> anyhow::Result<Plugin> {
         let name = test_type_of(path)?;
         let bytes = compile::read_plugin(path)?;
-        let component = cache.component(engine, &bytes)?;
+        let component = self.cache.component(&self.engine, &bytes)?;
         let imports: Vec<String> =
-            component.component_type().imports(engine).map(|(import, _)| import.to_owned()).collect();
-        for import in &imports {
-            ensure!(imports::is_offered(import), "it imports '{import}', which this host does not offer");
-        }
-        let pre = PluginPre::new(linker.instantiate_pre(&component)?)
+            component.component_type().imports(&self.engine).map(|(import, _)| import.to_owned()).collect();
+        // The linker knows what is offered: names, versions (an import of 1.0.1 is satisfied by 1.0.0) and types.
+        let linked = self.linker.instantiate_pre(&component).map_err(anyhow::Error::from);
+        let pre = PluginPre::new(linked.context("it needs what this host does not offer")?)
             .map_err(|error| anyhow::Error::from(error).context("not a scouter:probe plugin"))?;
-        let description = run::describe(engine, &pre, services).await.context("describe")?;
+        let description = self.guests.spawn(describe::describe(self.engine.clone(), component)).await?;
+        let description = description.context("describe")?;
         let text = |what: &str, text: String, most: usize| {
             ensure!(!text.is_empty() && text.len() <= most, "its {what} is empty or over {most} bytes");
             ensure!(!text.chars().any(char::is_control), "its {what} contains control characters");
@@ -156,7 +174,7 @@ impl Plugin {
         };
         let options = OptionsSchema::parse(&description.options_schema).map_err(anyhow::Error::msg)?;
         let result = ResultSchema::parse(&description.result_schema).map_err(anyhow::Error::msg)?;
-        Ok(Self {
+        Ok(Plugin {
             name,
             version: text("version", description.version, 64)?,
             summary: text("summary", description.summary, 500)?,
@@ -165,7 +183,7 @@ impl Plugin {
             imports,
             sha256: hex::encode(Sha256::digest(&bytes)),
             pre,
-            engine: engine.clone(),
+            engine: self.engine.clone(),
         })
     }
 }

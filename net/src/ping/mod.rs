@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::Family;
 use crate::packet::receiver::IcmpReceiver;
@@ -21,7 +20,7 @@ use crate::packet::route::has_route;
 use crate::packet::token::TokenKey;
 use crate::packet::{Mode, StartError, icmp};
 use crate::policy::Permitted;
-use crate::series::{Event, Rate, Schedule, Series};
+use crate::series::{Event, Rate, Schedule, Series, SeriesTask};
 
 pub use echo::seq;
 
@@ -70,10 +69,15 @@ pub struct Ping {
 /// A series under way; dropping it ends it.
 pub struct Session {
     mode: Mode,
-    _task: AbortOnDropHandle<()>,
+    task: SeriesTask,
 }
 
 impl Session {
+    /// Once the events have ended: did the engine panic?
+    pub async fn has_panicked(&mut self) -> bool {
+        self.task.has_panicked().await
+    }
+
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.mode
@@ -147,13 +151,13 @@ impl Ping {
         let PingParameters { count, interval, timeout, .. } = *parameters;
         let series = Series::new(Schedule { count: count.into(), interval, timeout }, rate, events);
         let (mode, task) = match self.mode(Family::of(target.address())) {
-            SocketMode::Raw(raw) => (Mode::Raw, tokio::spawn(series.run(raw.open_channel(target, parameters)?))),
+            SocketMode::Raw(raw) => (Mode::Raw, SeriesTask::spawn(series, raw.open_channel(target, parameters)?)),
             SocketMode::Datagram(_) => {
                 let channel = datagram::DatagramChannel::open(target, parameters, &self.key)?;
-                (Mode::Datagram, tokio::spawn(series.run(channel)))
+                (Mode::Datagram, SeriesTask::spawn(series, channel))
             }
             SocketMode::Unavailable(reason) => return Err(StartError::Unavailable(reason.clone())),
         };
-        Ok((Session { mode, _task: AbortOnDropHandle::new(task) }, received))
+        Ok((Session { mode, task }, received))
     }
 }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::Family;
 use crate::dns::{AskError, Query};
@@ -22,7 +21,7 @@ use crate::packet::receiver::IcmpReceiver;
 use crate::packet::route::{is_no_route, source_address};
 use crate::packet::{Mode, StartError, icmp, quoted};
 use crate::policy::Permitted;
-use crate::series::{Arrival, Event, Rate, Schedule, Series};
+use crate::series::{Arrival, Event, Rate, Schedule, Series, SeriesTask};
 use matching::ProbeTable;
 use probe::{Template, Transport};
 
@@ -114,10 +113,15 @@ pub enum TraceError {
 pub struct Trace {
     pub properties: TraceProperties,
     ttl_limit: watch::Sender<u8>,
-    _task: AbortOnDropHandle<()>,
+    task: SeriesTask,
 }
 
 impl Trace {
+    /// Once the events have ended: did the engine panic?
+    pub async fn has_panicked(&mut self) -> bool {
+        self.task.has_panicked().await
+    }
+
     /// Abandons probes with a higher TTL than this. A limit is never raised again.
     pub fn limit_ttl(&self, max_ttl: u8) {
         self.ttl_limit.send_if_modified(|limit| {
@@ -173,14 +177,14 @@ impl Tracer {
         let (ttl_limit, limit) = watch::channel(u8::MAX);
         let (properties, task) = if let Some(sockets) = raw {
             let channel = raw::RawChannel::open(Arc::clone(sockets), template, &parameters.packets, limit)?;
-            (channel.properties, tokio::spawn(series.run(channel)))
+            (channel.properties, SeriesTask::spawn(series, channel))
         } else {
             let permits = Arc::clone(&self.datagram_sockets);
             let (packets, timeout) = (&parameters.packets, parameters.timeout);
             let channel = datagram::DatagramChannel::open(permits, template, packets, timeout, limit)?;
-            (channel.properties(), tokio::spawn(series.run(channel)))
+            (channel.properties(), SeriesTask::spawn(series, channel))
         };
-        Ok((Trace { properties, ttl_limit, _task: AbortOnDropHandle::new(task) }, received))
+        Ok((Trace { properties, ttl_limit, task }, received))
     }
 }
 

@@ -18,7 +18,7 @@ impl wit::asn::Host for RunState {
             found[place] = system.map(|s| AutonomousSystem { number: s.number, name: s.name, network: s.network });
         }
         let bytes = |s: &AutonomousSystem| s.name.as_ref().map_or(0, String::len) + s.network.len();
-        self.usage.carried(found.iter().flatten().map(bytes).sum())?;
+        self.carried(found.iter().flatten().map(bytes).sum())?;
         Ok(found)
     }
 }

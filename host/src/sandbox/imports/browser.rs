@@ -8,6 +8,7 @@ use url::Url;
 
 use super::http::RESERVED;
 use super::{RunState, wit};
+use crate::sandbox::budget::{PACKET_BURST, PACKETS_OF, Target, Use};
 use wit::browser::{
     BrowserError, BrowserName, ConsoleMessage, Exchange, Failure, FailureKind, Page, Role, Timings, Vitals,
 };
@@ -65,9 +66,13 @@ impl wit::browser::Host for RunState {
             Ok(request) => request,
             Err(reason) => return Ok(Err(BrowserError::Invalid(reason))),
         };
-        if let Err(wit::net::NetError::Invalid(reason)) = self.packets(1000) {
-            return Ok(Err(BrowserError::Invalid(reason)));
+        // The page's own requests to other hosts are the site's doing; the engine bounds them.
+        let host = Target::Host(request.url.host_str().unwrap_or_default().to_owned());
+        if let Err(exceeded) = self.take(Use { target: Some(host), names: 1, packets: PACKETS_OF.page }) {
+            return Ok(Err(BrowserError::Unavailable(exceeded.to_string())));
         }
+        // What a connection sends is paced by TCP: this paces how often pages are begun.
+        self.pace(PACKET_BURST.get()).await;
         let services = self.services.clone();
         let page = match self.on_io(async move { services.net.browsers.load(&request).await }).await? {
             Ok(page) => page,
@@ -76,7 +81,9 @@ impl wit::browser::Host for RunState {
         };
         let of_headers = |e: &engine::Exchange| e.headers.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
         let bytes: usize = page.exchanges.iter().map(|e| e.url.len() + of_headers(e) + 200).sum();
-        self.usage.carried(bytes + page.screenshot.as_ref().map_or(0, Vec::len))?;
+        let received = page.exchanges.iter().filter_map(|e| e.body_bytes).sum();
+        self.guest.budget.received(received, None);
+        self.carried(bytes + page.screenshot.as_ref().map_or(0, Vec::len))?;
         Ok(Ok(page.into()))
     }
 }

@@ -6,6 +6,7 @@ use scouter_net::dns::{self, AskError, Question, Request, Transport};
 use scouter_net::lag::DEGRADED;
 
 use super::{RunState, parse_address, wit};
+use crate::sandbox::budget::{PACKETS_OF, Target, Use};
 use wit::dns::{AnswerFlags, DnsError, ResourceRecord};
 use wit::net::NetError;
 
@@ -89,11 +90,9 @@ impl wit::dns::Host for RunState {
         self.call(query.question.name.len() + query.server_name.as_ref().map_or(0, String::len))?;
         let transport = Transport::from(query.transport);
         let port = query.port.unwrap_or(transport.port());
-        // Two packets when it works at the first try; a bound on floods, not an account.
-        let permitted = parse_address(&query.server)
+        let server = match parse_address(&query.server)
             .and_then(|server| self.permit(server, |policy, server, name| policy.permit_question(server, port, name)))
-            .and_then(|server| self.packets(2).map(|()| server));
-        let server = match permitted {
+        {
             Ok(server) => server,
             Err(error) => return Ok(Err(DnsError::Net(error))),
         };
@@ -101,6 +100,11 @@ impl wit::dns::Host for RunState {
             let why = format!("timeout {} ms is not from 1 to 60000 ms", query.timeout_ms);
             return Ok(Err(DnsError::Net(NetError::Invalid(why))));
         }
+        let packets = if transport == Transport::Udp { PACKETS_OF.question } else { PACKETS_OF.connected_question };
+        if let Err(exceeded) = self.take(Use { target: Some(Target::Address(server.address())), names: 0, packets }) {
+            return Ok(Err(DnsError::Net(exceeded.into())));
+        }
+        self.pace(packets).await;
         let asked = Request {
             question: Question { name: query.question.name, rtype: query.question.type_, class: query.question.class },
             port,
@@ -122,7 +126,8 @@ impl wit::dns::Host for RunState {
             Ok(answered) => answered,
             Err::<_, AskError>(error) => return Ok(Err(error.into())),
         };
-        self.usage.carried(usize::try_from(answer.size).unwrap_or(usize::MAX))?;
+        self.guest.budget.received(answer.size.into(), None);
+        self.carried(usize::try_from(answer.size).unwrap_or(usize::MAX))?;
         Ok(Ok(wit::dns::Answer::new(answer, degraded)))
     }
 }

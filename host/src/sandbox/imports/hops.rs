@@ -7,10 +7,11 @@ use scouter_net::packet::quoted::{ExtensionObject, MplsLabel};
 use scouter_net::policy::Policy;
 use scouter_net::series::{Event, Verdict};
 use scouter_net::trace::{self, ProbePacket, ProbeResponse, Protocol, ResponseKind, TraceError, TraceParameters};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wasmtime::component::Resource;
 
-use super::{RunState, parse_address, wit};
+use super::{EngineError, RunState, parse_address, wit};
+use crate::sandbox::budget::Use;
 use wit::hops as guest;
 use wit::net::NetError;
 
@@ -21,9 +22,13 @@ const MAX_FLOWS: u16 = 16;
 
 /// Probes under way. Dropping it ends the sending and frees its ports and identifiers.
 pub struct Trace {
-    trace: trace::Trace,
+    engine: trace::Trace,
     events: mpsc::UnboundedReceiver<Event<ProbeResponse>>,
+    _counted: OwnedSemaphorePermit,
 }
+
+/// Headers of a probe: IPv6 and TCP, which are the largest.
+const HEADERS: u32 = 60;
 
 fn checked(plan: guest::TraceParameters) -> Result<TraceParameters, NetError> {
     let invalid = |what: String| Err(NetError::Invalid(what));
@@ -75,19 +80,21 @@ impl RunState {
                     }
                 })
             })
-            .and_then(|target| checked(plan).map(|plan| (target, plan)))
-            .and_then(|planned| {
-                self.packets(u32::try_from(planned.1.packets.len()).unwrap_or(u32::MAX)).map(|()| planned)
-            })
-            .and_then(|planned| self.room().map(|()| planned));
+            .and_then(|target| checked(plan).map(|plan| (target, plan)));
         let (target, plan) = match allowed {
             Ok(planned) => planned,
             Err(error) => return Ok(Err(error)),
         };
-        let (services, rate) = (self.services.clone(), self.rate.clone());
+        let bytes = u32::from(plan.payload_size) + HEADERS;
+        let need = Use::probes(target.address(), u32::try_from(plan.packets.len()).unwrap_or(u32::MAX), bytes);
+        let counted = match self.guest.budget.session().and_then(|session| self.take(need).map(|()| session)) {
+            Ok(session) => session,
+            Err(exceeded) => return Ok(Err(exceeded.into())),
+        };
+        let (services, rate) = (self.services.clone(), self.guest.budget.rate(bytes));
         // On the I/O runtime: the trace's task and sockets must live there.
         Ok(match self.on_io(async move { services.net.trace.start(target, &plan, rate) }).await? {
-            Ok((trace, events)) => Ok(Trace { trace, events }),
+            Ok((engine, events)) => Ok(Trace { engine, events, _counted: counted }),
             Err(TraceError::Start(error)) => Err(error.into()),
             Err(TraceError::Question(why)) => Err(NetError::Invalid(why.to_string())),
         })
@@ -100,18 +107,14 @@ impl guest::HostTrace for RunState {
     async fn start(&mut self, plan: guest::TraceParameters) -> wasmtime::Result<Result<Resource<Trace>, NetError>> {
         self.call(plan.target.len() + 4 * plan.packets.len())?;
         match self.start_trace(plan).await? {
-            Ok(trace) => {
-                let handle = self.table.push(trace)?;
-                self.sessions += 1;
-                Ok(Ok(handle))
-            }
+            Ok(trace) => Ok(Ok(self.push(trace)?)),
             Err(error) => Ok(Err(error)),
         }
     }
 
     async fn properties(&mut self, trace: Resource<Trace>) -> wasmtime::Result<guest::TraceProperties> {
         self.call(0)?;
-        let properties = self.table.get(&trace)?.trace.properties;
+        let properties = self.guest.table.get(&trace)?.engine.properties;
         Ok(guest::TraceProperties {
             mode: properties.mode.into(),
             payload_size: properties.payload_size,
@@ -122,21 +125,22 @@ impl guest::HostTrace for RunState {
 
     async fn limit_ttl(&mut self, trace: Resource<Trace>, max_ttl: u8) -> wasmtime::Result<()> {
         self.call(0)?;
-        self.table.get(&trace)?.trace.limit_ttl(max_ttl);
+        self.guest.table.get(&trace)?.engine.limit_ttl(max_ttl);
         Ok(())
     }
 
     async fn next(&mut self, trace: Resource<Trace>) -> wasmtime::Result<Option<guest::HopEvent>> {
         self.call(0)?;
-        self.usage.computed()?;
-        let event = self.table.get_mut(&trace)?.events.recv().await;
-        self.usage.resumed();
+        let trace = self.guest.table.get_mut(&trace)?;
+        let event = trace.events.recv().await;
+        if event.is_none() && trace.engine.has_panicked().await {
+            return Err(wasmtime::Error::new(EngineError::Panicked));
+        }
         Ok(event.map(guest::HopEvent::from))
     }
 
     async fn drop(&mut self, trace: Resource<Trace>) -> wasmtime::Result<()> {
-        self.table.delete(trace)?;
-        self.sessions -= 1;
+        self.guest.table.delete(trace)?;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use scouter_net::tls;
 use url::Url;
 
 use super::{RunState, parse_address, wit};
+use crate::sandbox::budget::{PACKETS_OF, Target, Use, segments};
 use wit::http::{Certificate, Failure, Header, Redirect, Response, TlsDetails};
 
 const URL_BYTES: usize = 8192;
@@ -106,27 +107,45 @@ impl wit::http::Host for RunState {
             Ok(request) => request,
             Err(reason) => return refused(wit::http::FailureKind::Invalid, reason),
         };
-        if let Err(error) = self.packets(16) {
-            let wit::net::NetError::Invalid(reason) = error else {
-                return refused(wit::http::FailureKind::Invalid, String::new());
-            };
-            return refused(wit::http::FailureKind::Invalid, reason);
+        if let Err(exceeded) = self.take(used(&request)) {
+            return refused(wit::http::FailureKind::Unavailable, exceeded.to_string());
         }
+        // A body is paced by TCP.
+        self.pace(PACKETS_OF.exchange).await;
         let services = self.services.clone();
         let url = request.url.clone();
         let exchange = async move {
             let net = &services.net;
             engine::exchange(&net.resolver, &net.tls, &services.policy, &net.lag, request).await
         };
-        let exchanged = self.on_io(exchange).await?;
+        let exchanged = self.on_io(Box::pin(exchange)).await?;
         let response = match exchanged {
             Ok(response) => response,
-            Err(failure) => return Ok(Err(failed(&url, failure))),
+            Err(failure) => {
+                self.guest.budget.received(0, failure.remote);
+                return Ok(Err(failed(&url, failure)));
+            }
         };
+        self.guest.budget.received(response.body.transferred, Some(response.remote.ip()));
         let response = in_wit(&url, response);
-        self.usage.carried(usize::try_from(response.header_bytes).unwrap_or(usize::MAX) + response.body.len())?;
+        self.carried(usize::try_from(response.header_bytes).unwrap_or(usize::MAX) + response.body.len())?;
         Ok(Ok(response))
     }
+}
+
+/// What an exchange uses: its host is a target before its addresses are known.
+fn used(request: &engine::Request) -> Use {
+    let literal = match request.url.host() {
+        Some(url::Host::Ipv4(address)) => Some(address.into()),
+        Some(url::Host::Ipv6(address)) => Some(address.into()),
+        Some(url::Host::Domain(_)) | None => None,
+    };
+    let (target, names) = match request.resolve.or(literal) {
+        Some(address) => (Target::Address(address.to_canonical()), 0),
+        None => (Target::Host(request.url.host_str().unwrap_or_default().to_owned()), 1),
+    };
+    let body = request.body.as_ref().map_or(0, |body| segments(body.len()));
+    Use { target: Some(target), names, packets: PACKETS_OF.exchange.saturating_add(body) }
 }
 
 fn in_wit(url: &Url, response: engine::Response) -> Response {

@@ -4,10 +4,11 @@ use scouter_net::packet::{Mode, StartError};
 use scouter_net::ping::{EchoResponse, PingParameters, Session, seq};
 use scouter_net::policy::Policy;
 use scouter_net::series::{Event, Verdict};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use wasmtime::component::Resource;
 
-use super::{RunState, parse_address, wit};
+use super::{EngineError, RunState, parse_address, wit};
+use crate::sandbox::budget::Use;
 use wit::icmp::{EchoEvent, EchoParameters, EchoReply, IcmpError, SendFailure};
 use wit::net::NetError;
 
@@ -15,7 +16,11 @@ use wit::net::NetError;
 pub struct Echoes {
     session: Session,
     events: mpsc::UnboundedReceiver<Event<EchoResponse>>,
+    _counted: OwnedSemaphorePermit,
 }
+
+/// Headers of an echo request: IPv6 and ICMP.
+const HEADERS: u32 = 48;
 
 fn checked(plan: &EchoParameters) -> Result<PingParameters, NetError> {
     let invalid = |what: String| Err(NetError::Invalid(what));
@@ -48,17 +53,21 @@ impl RunState {
     async fn start_echoes(&mut self, plan: EchoParameters) -> wasmtime::Result<Result<Echoes, NetError>> {
         let allowed = parse_address(&plan.target)
             .and_then(|address| self.permit(address, Policy::permit))
-            .and_then(|target| checked(&plan).map(|plan| (target, plan)))
-            .and_then(|planned| self.packets(plan.count.into()).map(|()| planned))
-            .and_then(|planned| self.room().map(|()| planned));
+            .and_then(|target| checked(&plan).map(|plan| (target, plan)));
         let (target, plan) = match allowed {
             Ok(planned) => planned,
             Err(error) => return Ok(Err(error)),
         };
-        let (services, rate) = (self.services.clone(), self.rate.clone());
+        let bytes = u32::from(plan.payload_size) + HEADERS;
+        let need = Use::probes(target.address(), plan.count.into(), bytes);
+        let counted = match self.guest.budget.session().and_then(|session| self.take(need).map(|()| session)) {
+            Ok(session) => session,
+            Err(exceeded) => return Ok(Err(exceeded.into())),
+        };
+        let (services, rate) = (self.services.clone(), self.guest.budget.rate(bytes));
         // On the I/O runtime: the session's task and sockets must live there.
         Ok(match self.on_io(async move { services.net.ping.start(target, &plan, rate) }).await? {
-            Ok((session, events)) => Ok(Echoes { session, events }),
+            Ok((session, events)) => Ok(Echoes { session, events, _counted: counted }),
             Err(error) => Err(error.into()),
         })
     }
@@ -70,31 +79,28 @@ impl wit::icmp::HostEchoes for RunState {
     async fn start(&mut self, plan: EchoParameters) -> wasmtime::Result<Result<Resource<Echoes>, NetError>> {
         self.call(plan.target.len())?;
         match self.start_echoes(plan).await? {
-            Ok(echoes) => {
-                let handle = self.table.push(echoes)?;
-                self.sessions += 1;
-                Ok(Ok(handle))
-            }
+            Ok(echoes) => Ok(Ok(self.push(echoes)?)),
             Err(error) => Ok(Err(error)),
         }
     }
 
     async fn mode(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<wit::icmp::Mode> {
         self.call(0)?;
-        Ok(self.table.get(&echoes)?.session.mode().into())
+        Ok(self.guest.table.get(&echoes)?.session.mode().into())
     }
 
     async fn next(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<Option<EchoEvent>> {
         self.call(0)?;
-        self.usage.computed()?;
-        let event = self.table.get_mut(&echoes)?.events.recv().await;
-        self.usage.resumed();
+        let echoes = self.guest.table.get_mut(&echoes)?;
+        let event = echoes.events.recv().await;
+        if event.is_none() && echoes.session.has_panicked().await {
+            return Err(wasmtime::Error::new(EngineError::Panicked));
+        }
         Ok(event.map(EchoEvent::from))
     }
 
     async fn drop(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<()> {
-        self.table.delete(echoes)?;
-        self.sessions -= 1;
+        self.guest.table.delete(echoes)?;
         Ok(())
     }
 }

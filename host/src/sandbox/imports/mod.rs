@@ -1,8 +1,8 @@
-//! What the host lends to plugins: the bindings made from `wit/`, what one run may touch, and the linker.
+//! The imports of a plugin: the bindings made from `wit/`, what one run may touch, and the linker.
 //!
-//! One file per import, named after its WIT file. An import parses what the guest gave, asks the policy, and hands the
-//! work to an engine under `net/`. It never traps for what the network does: errors are typed. It does trap when the
-//! run passes a limit.
+//! One file per import, named after its WIT file. An import checks what the guest gave, asks the policy whether the
+//! target may be reached and the budget whether the run may use that much, and hands the work to an engine of
+//! `scouter-net`. What the network does is a typed error and never a trap; a limit of the sandbox is a trap.
 
 mod asn;
 mod browser;
@@ -13,21 +13,21 @@ mod icmp;
 mod report;
 mod resolver;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::Engine;
-use wasmtime::component::{HasSelf, Linker, ResourceTable};
-use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime::component::{HasSelf, Linker, Resource};
+use wasmtime_wasi::{WasiCtxView, WasiView};
 
 use scouter_net::policy::{Denied, Permitted, Policy};
-use scouter_net::series::{self, Rate};
 
-use super::limits::{self, LimitHit, Usage};
+use super::budget::{Exceeded, LimitHit, Use};
+use super::guest::{Guest, Holds};
 use super::progress::Progress;
 use crate::services::Services;
 
@@ -55,98 +55,95 @@ pub(crate) mod wit {
 
 /// Everything one run may touch. Dropped with the run, and with it every socket it had.
 pub struct RunState {
-    pub(crate) usage: Usage,
+    guest: Guest,
     services: Arc<Services>,
     partial: Arc<Progress>,
     /// Under which name an address was looked up in this run: the operator may have opened or closed names.
     names: HashMap<IpAddr, String>,
-    targets: HashSet<IpAddr>,
-    sessions: usize,
-    rate: Rate,
-    table: ResourceTable,
-    wasi: WasiCtx,
-    log: MemoryOutputPipe,
+}
+
+impl Holds for RunState {
+    fn guest(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
+}
+
+/// Work of an engine ended without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    #[error("a network engine panicked")]
+    Panicked,
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+impl From<tokio::task::JoinError> for EngineError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        if error.is_panic() { Self::Panicked } else { Self::Stopping }
+    }
+}
+
+/// Does network work on the I/O runtime and waits for it; dropping the future stops the work.
+async fn on_io<T, F>(io: &Handle, work: F) -> Result<T, EngineError>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    Ok(AbortOnDropHandle::new(io.spawn(work)).await?)
 }
 
 impl RunState {
     pub(crate) fn new(services: Arc<Services>, partial: Arc<Progress>) -> Self {
-        let log = MemoryOutputPipe::new(limits::LOG_BYTES);
-        let mut wasi = WasiCtx::builder();
-        // Nothing of the host: no files, environment, arguments, network. The refusals are wasmtime's defaults, said
-        // again because a change of a default must not open anything.
-        wasi.stdout(log.clone()).stderr(log.clone());
-        wasi.allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false).max_random_size(4096);
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(limits::HOST_HANDLES);
-        Self {
-            usage: Usage::default(),
-            services,
-            partial,
-            names: HashMap::new(),
-            targets: HashSet::new(),
-            sessions: 0,
-            rate: series::rate(limits::PACKETS_PER_SECOND, limits::PACKET_BURST),
-            table,
-            wasi: wasi.build(),
-            log,
-        }
+        Self { guest: Guest::default(), services, partial, names: HashMap::new() }
     }
 
-    /// What the guest wrote to standard output and standard error.
-    pub(crate) fn log(&self) -> bytes::Bytes {
-        self.log.contents()
-    }
-
-    /// Does network work on the I/O runtime and waits for it; dropping the run stops it.
+    /// As [`on_io`], on the runtime of this server.
     async fn on_io<T, F>(&mut self, work: F) -> wasmtime::Result<T>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        self.usage.computed()?;
-        let done = AbortOnDropHandle::new(self.services.io.spawn(work)).await;
-        self.usage.resumed();
-        done.map_err(wasmtime::Error::new)
+        on_io(&self.services.io, work).await.map_err(wasmtime::Error::new)
     }
 
-    /// Asks the policy about an address that the guest names, and counts the target.
+    /// Asks the policy about an address that the guest names.
     fn permit(
-        &mut self,
+        &self,
         address: IpAddr,
         ask: impl FnOnce(&Policy, IpAddr, Option<&str>) -> Result<Permitted, Denied>,
     ) -> Result<Permitted, wit::net::NetError> {
         let name = self.names.get(&address.to_canonical()).map(String::as_str);
-        let permitted = ask(&self.services.policy, address, name)
-            .map_err(|denied| wit::net::NetError::Denied(denied.to_string()))?;
-        self.targets.insert(permitted.address());
-        if self.targets.len() > limits::TARGETS {
-            return Err(wit::net::NetError::Invalid(format!(
-                "one test may reach {} addresses at most",
-                limits::TARGETS
-            )));
-        }
-        Ok(permitted)
+        ask(&self.services.policy, address, name).map_err(|denied| wit::net::NetError::Denied(denied.to_string()))
     }
 
-    /// Counts packets before they are sent.
-    fn packets(&mut self, count: u32) -> Result<(), wit::net::NetError> {
-        self.usage.packets = self.usage.packets.saturating_add(count);
-        if self.usage.packets > limits::PACKETS {
-            return Err(wit::net::NetError::Invalid(format!("one test may send {} packets at most", limits::PACKETS)));
-        }
-        Ok(())
+    /// Counts what a call is going to use of the network.
+    fn take(&mut self, need: Use) -> Result<(), Exceeded> {
+        self.guest.budget.take(need)
     }
 
-    /// Is there room for another session?
-    fn room(&self) -> Result<(), wit::net::NetError> {
-        if self.sessions < limits::SESSIONS {
-            return Ok(());
-        }
-        Err(wit::net::NetError::Unavailable(format!("one test may hold {} sessions at most", limits::SESSIONS)))
+    /// Waits until a call may send so many packets. Sessions pace themselves, by the rate that they are given.
+    async fn pace(&mut self, packets: u32) {
+        self.guest.budget.pace(packets).await;
     }
 
+    /// Counts one host call and the bytes it carries in.
     fn call(&mut self, bytes: usize) -> Result<(), LimitHit> {
-        self.usage.call(bytes)
+        self.guest.budget.call(bytes)
+    }
+
+    /// Counts bytes that a host call carries back.
+    fn carried(&mut self, bytes: usize) -> Result<(), LimitHit> {
+        self.guest.budget.carried(bytes)
+    }
+
+    fn push<T: Send + 'static>(&mut self, resource: T) -> wasmtime::Result<Resource<T>> {
+        Ok(self.guest.table.push(resource)?)
+    }
+}
+
+impl From<Exceeded> for wit::net::NetError {
+    fn from(exceeded: Exceeded) -> Self {
+        Self::Unavailable(exceeded.to_string())
     }
 }
 
@@ -165,7 +162,7 @@ fn parse_addresses(texts: &[String], most: usize) -> Vec<(usize, IpAddr)> {
 
 impl WasiView for RunState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        self.guest.wasi()
     }
 }
 
@@ -182,15 +179,15 @@ pub fn linker(engine: &Engine) -> anyhow::Result<Linker<RunState>> {
     Ok(linker)
 }
 
-/// Is this import one of ours, or of WASI 0.2 as far as it is given (with nothing behind it)?
-#[must_use]
-pub fn is_offered(import: &str) -> bool {
-    let ours = ["net", "report", "resolver", "icmp", "hops", "dns", "http", "asn", "browser"];
-    let wasi = ["io", "clocks", "random", "cli", "filesystem", "sockets"];
-    let Some((package, rest)) = import.split_once('/') else { return false };
-    let (name, version) = rest.split_once('@').unwrap_or((rest, ""));
-    match package {
-        "scouter:probe" => ours.contains(&name) && version == "1.0.0",
-        _ => package.strip_prefix("wasi:").is_some_and(|p| wasi.contains(&p)) && version.starts_with("0.2."),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_an_engine_is_told_apart_from_a_trap() {
+        let io = Handle::current();
+        assert_eq!(on_io(&io, async { 1 }).await, Ok(1));
+        let panicked: Result<(), _> = on_io(&io, async { panic!("a mistake of an engine") }).await;
+        assert_eq!(panicked, Err(EngineError::Panicked));
     }
 }

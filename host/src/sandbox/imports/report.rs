@@ -4,12 +4,12 @@ use serde_json::Value;
 use serde_json::value::to_raw_value;
 
 use super::{RunState, wit};
-use crate::sandbox::limits;
+use crate::sandbox::budget;
 
 impl wit::report::Host for RunState {
     async fn progress(&mut self, result: String) -> wasmtime::Result<()> {
         self.call(result.len())?;
-        if result.len() <= limits::RESULT_BYTES
+        if result.len() <= budget::RESULT_BYTES
             // Parsed, so that what survives a kill is as sound as a final result: an object, not nested too deeply.
             && let Ok(Value::Object(object)) = serde_json::from_str(&result)
             && let Ok(json) = to_raw_value(&object)
