@@ -3,6 +3,7 @@
 //! - `api`      every route and every error row of the contract, receipts, waiting, cancelling, signals
 //! - `asn`      the ASN database of a running server, and how it is fetched
 //! - `cli`      the command line and the settings
+//! - `compat`   payloads of the first version's clients, and the shape of their results
 //! - `docs`     settings, options, links and commands of the documentation
 //! - `events`   what watchers of a receipt are told
 //! - `operator` counters, OpenAPI, and an independent tool that tries it
@@ -20,6 +21,7 @@
 mod api;
 mod asn;
 mod cli;
+mod compat;
 mod docs;
 mod events;
 mod hardening;
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         api::trials(),
         asn::trials(),
         cli::trials(),
+        compat::trials(),
         docs::trials(),
         events::trials(),
         operator::trials(),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     if is_root() {
         let lab = Arc::new(Lab::build());
         trials.extend(lab::trials(&lab));
+        trials.extend(compat::lab_trials(&lab));
         built = Some(lab);
     } else {
         skipped("root", "the network lab and the tests of capabilities need root");

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn options(options: Value) -> Result<Options, String> {
-        testing::options::<BrowserRequest>(&options)
+        testing::options::<BrowserRequest>(options)
     }
 
     #[test]

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     fn options(options: Value) -> Result<Options, String> {
-        testing::options::<DnsLookup>(&options)
+        testing::options::<DnsLookup>(options)
     }
 
     #[test]

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     fn options(options: Value) -> Result<Options, String> {
-        testing::options::<DnsTraceroute>(&options)
+        testing::options::<DnsTraceroute>(options)
     }
 
     #[test]

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     fn options(options: Value) -> Result<Options, String> {
-        testing::options::<HttpRequest>(&options)
+        testing::options::<HttpRequest>(options)
     }
 
     #[test]
@@ -252,6 +252,7 @@ mod tests {
 
     #[test]
     fn only_a_first_request_that_was_not_sent_is_an_error() {
+        use http::FailureKind as Kind;
         let all = options(json!({"url": "user:sec&ret@a.example:x"})).expect("valid");
         let failed = |kind, reason: &str| Exchange {
             method: "GET".into(),
@@ -265,7 +266,6 @@ mod tests {
             }),
         };
         let error = |exchanges: &[Exchange]| refused(&all, exchanges).err().map(|error| error.to_string());
-        use http::FailureKind as Kind;
         let invalid = failed(Kind::Invalid, "'http://user:sec&ret@a.example:x' is not a URL: invalid port number");
         let message =
             "Provided request is not allowed: 'http://user:***@a.example:x' is not a URL: invalid port number.";

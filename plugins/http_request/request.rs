@@ -82,7 +82,7 @@ mod tests {
         if options.get("url").is_none() {
             options["url"] = json!("http://a.example/");
         }
-        let options = testing::options::<HttpRequest>(&options).expect("valid");
+        let options = testing::options::<HttpRequest>(options).expect("valid");
         let mut comment = None;
         (first_request(&options, &mut comment).expect("a request"), comment)
     }

@@ -40,8 +40,7 @@ pub struct HttpResult {
     remote_ip: Option<String>,
     /// Phases of the last request.
     timings: Timings,
-    /// `host_scheduling_delay` when this host was too busy to time a phase: its duration may be up to `host_delay` too
-    /// long.
+    /// `host_scheduling_delay` when this host's own load may have lengthened a phase, by up to `host_delay`.
     #[serde(skip_serializing_if = "Option::is_none")]
     degraded: Option<String>,
     /// Redirects that were followed.
@@ -63,7 +62,7 @@ struct Timings {
     wait: Option<f64>,
     download: Option<f64>,
     total: f64,
-    /// The longest wait of a ready socket for this host meanwhile; 0 below 0.25 ms.
+    /// Longest time for which a ready socket waited for a thread of this host; 0 below 0.25 ms.
     host_delay: f64,
 }
 
@@ -305,7 +304,7 @@ mod tests {
     use crate::HttpRequest;
 
     fn result(options: Value, exchanges: &[Exchange], too_many_redirects: bool) -> Value {
-        let options = testing::options::<HttpRequest>(&options).expect("valid");
+        let options = testing::options::<HttpRequest>(options).expect("valid");
         let result = HttpResult::new(&options, exchanges, too_many_redirects, None);
         testing::result::<HttpRequest>(&result).expect("as its schema says")
     }

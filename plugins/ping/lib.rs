@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn options(options: Value) -> Result<Options, String> {
-        testing::options::<Ping>(&options)
+        testing::options::<Ping>(options)
     }
 
     #[test]

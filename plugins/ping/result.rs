@@ -194,9 +194,11 @@ mod tests {
     use crate::Ping;
 
     fn result_of(address: &str, events: Vec<icmp::EchoEvent>) -> Value {
-        let options = testing::options::<Ping>(&json!({"dst": "a.example", "payload_size": 100})).expect("valid");
+        let options = testing::options::<Ping>(json!({"dst": "a.example", "payload_size": 100})).expect("valid");
         let mut result = PingResult::new(&options, address.into(), icmp::Mode::Raw, None);
-        events.into_iter().for_each(|event| result.add(event));
+        for event in events {
+            result.add(event);
+        }
         result.update_statistics();
         testing::result::<Ping>(&result).expect("as its schema says")
     }

@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     fn options(options: Value) -> Options {
-        testing::options::<Traceroute>(&options).expect("valid")
+        testing::options::<Traceroute>(options).expect("valid")
     }
 
     fn protocol(options: &Options) -> (Protocol, Option<String>) {
@@ -254,7 +254,7 @@ mod tests {
         ] {
             for (value, valid) in [(min - 1, false), (min, true), (max, true), (max + 1, false)] {
                 let all = json!({"dst": "x", name: value});
-                assert_eq!(testing::options::<Traceroute>(&all).is_ok(), valid, "{all}");
+                assert_eq!(testing::options::<Traceroute>(all.clone()).is_ok(), valid, "{all}");
             }
         }
     }

@@ -22,9 +22,9 @@ fn parse(schema: &str) -> Result<Value, String> {
 ///
 /// # Errors
 /// The first violation, after the path to it.
-pub fn options<P: Probe>(options: &Value) -> Result<P::Options, String> {
-    check(&parse(&crate::describe::<P>().options_schema)?, options)?;
-    serde_json::from_value(options.clone()).map_err(|error| error.to_string())
+pub fn options<P: Probe>(options: Value) -> Result<P::Options, String> {
+    check(&parse(&crate::describe::<P>().options_schema)?, &options)?;
+    serde_json::from_value(options).map_err(|error| error.to_string())
 }
 
 /// The JSON of a result that satisfies the plugin's schema.

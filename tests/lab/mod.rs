@@ -7,7 +7,7 @@ mod faults;
 mod http;
 mod liars;
 mod modes;
-mod pages;
+pub mod pages;
 mod path;
 mod ping;
 mod policy;

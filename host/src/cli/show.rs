@@ -162,6 +162,7 @@ fn table(rows: &[&Map<String, Value>]) -> Vec<String> {
     }
     let cell = |row: &Map<String, Value>, name: &String| match row.get(name) {
         Some(Value::Null) | None => "-".into(),
+        Some(Value::String(text)) if text.is_empty() => "-".into(),
         Some(value) => text(value),
     };
     let columns: Vec<Vec<String>> = names
@@ -181,6 +182,7 @@ fn table(rows: &[&Map<String, Value>]) -> Vec<String> {
 fn is_shown(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) | Value::Object(_) => false,
+        Value::String(text) => !text.is_empty(),
         Value::Array(items) => items.len() > 1 && !items.iter().any(|item| item.is_object() || item.is_array()),
         _ => true,
     }
