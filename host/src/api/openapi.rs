@@ -11,6 +11,9 @@ use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
 use super::Api;
+use crate::plan::ID_CHARS;
+use crate::plan::payload::{NAME_CHARS, OPTIONS};
+use crate::sandbox::schema::components;
 
 pub fn routes() -> Router<Arc<Api>> {
     Router::new()
@@ -36,8 +39,8 @@ fn of(api: &Api) -> Value {
         let (options, result) = (format!("{}_options", plugin.name), format!("{}_result", plugin.name));
         let mut given = plugin.options.json().clone();
         with_id(&mut given);
-        schemas.insert(options.clone(), given);
-        schemas.insert(result.clone(), plugin.result.json().clone());
+        schemas.extend(components(&given, &options));
+        schemas.extend(components(plugin.result.json(), &result));
         let list = json!({"type": "array", "items": reference(&options), "description": plugin.summary});
         payload.insert(plugin.name.clone(), list);
         let test = json!({"allOf": [reference("Test"), {"type": "object", "properties": {"result": {"anyOf": [
@@ -45,9 +48,12 @@ fn of(api: &Api) -> Value {
         results.insert(plugin.name.clone(), json!({"type": "array", "items": test}));
     }
     let list = json!({"type": "array", "items": {"type": "object"}});
+    let names = json!({"maxLength": NAME_CHARS});
+    let unknown =
+        json!({"type": "array", "items": {"type": "object", "propertyNames": names, "maxProperties": OPTIONS}});
     schemas.insert(
         "Payload".into(),
-        json!({"type": "object", "properties": payload, "additionalProperties": list,
+        json!({"type": "object", "properties": payload, "additionalProperties": unknown, "propertyNames": names,
                "description": format!("Test types, each with a list of option sets; up to {} tests.", api.max_tests)}),
     );
     schemas.insert("Results".into(), json!({"type": "object", "properties": results, "additionalProperties": list}));
@@ -77,7 +83,9 @@ fn of(api: &Api) -> Value {
 fn with_id(options: &mut Value) {
     if let Some(properties) = options.get_mut("properties").and_then(Value::as_object_mut) {
         let about = "Given back with the result; 6 random hexadecimal digits when it is left out.";
-        properties.entry("id").or_insert_with(|| json!({"type": ["string", "number"], "description": about}));
+        properties.entry("id").or_insert_with(
+            || json!({"type": ["string", "number", "null"], "maxLength": ID_CHARS, "description": about}),
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 //! answered with the option's name, its value and what is allowed, before any sandbox is made; and its result.
 
 mod bounds;
+mod embed;
 mod expectation;
 mod normalise;
 
@@ -13,7 +14,7 @@ use serde_json::{Map, Value};
 use bounds::Steps;
 use normalise::Accepts;
 
-pub use bounds::for_each_mut;
+pub use embed::components;
 pub use expectation::expectation;
 
 /// Steps of one check of options: some milliseconds.
