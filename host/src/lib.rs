@@ -10,6 +10,8 @@ pub mod cli;
 pub mod config;
 /// Counters for Prometheus.
 pub mod metrics;
+/// The JSON of tests, receipts and events: for serde and for OpenAPI.
+pub mod model;
 /// The payload, checked: what will be done.
 pub mod plan;
 /// Waiting tests: their places, in number and in bytes.

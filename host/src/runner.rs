@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
@@ -17,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::model::{PluginName, Test, Timing};
 use crate::plan::{Action, Plan, PlannedTest};
 use crate::queue::{Limits, Place, Queue, QueueFull};
 use crate::receipts::{Receipt, Receipts};
@@ -54,36 +54,8 @@ pub struct Slot {
     pub bytes: u64,
 }
 
-/// One entry of a result list.
-#[derive(Serialize)]
-struct Test<'a> {
-    id: &'a Value,
-    failed: bool,
-    message: Option<String>,
-    result: &'a RawValue,
-    timing: Timing,
-    plugin: Option<PluginName<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-struct Timing {
-    queued_ms: f64,
-    started_at: Option<String>,
-    duration_ms: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct PluginName<'a> {
-    name: &'a str,
-    version: &'a str,
-}
-
-impl<'a> PluginName<'a> {
-    fn of(plugin: &'a Plugin) -> Self {
-        Self { name: &plugin.name, version: &plugin.version }
-    }
+fn name_of(plugin: &Plugin) -> PluginName<'_> {
+    PluginName { name: &plugin.name, version: &plugin.version }
 }
 
 fn ms(duration: Duration) -> f64 {
@@ -152,7 +124,7 @@ impl Runner {
                 self.services.metrics.test(plugin.as_ref().map(|plugin| plugin.name.as_str()), "refused");
                 let timing = Timing { queued_ms: ms(queued.elapsed()), started_at: None, duration_ms: None };
                 let message = Some(message.clone());
-                let plugin = plugin.as_deref().map(PluginName::of);
+                let plugin = plugin.as_deref().map(name_of);
                 json(&Test { id: &test.id, failed: true, message, result: &empty(), timing, plugin, error: None })
             }
             Action::Run { plugin, options } => {
@@ -200,7 +172,7 @@ impl Runner {
             started_at: Some(format!("{started_at:.6}")),
             duration_ms: Some(ms(duration)),
         };
-        let name = Some(PluginName::of(plugin));
+        let name = Some(name_of(plugin));
         let (json, exception) = match &outcome {
             Ok(outcome) => {
                 let (failed, message) = (outcome.failed || outcome.message.is_some(), outcome.message.clone());
@@ -302,7 +274,7 @@ impl Runner {
 
 fn cancelled(id: &Value, plugin: &Plugin, waited: Duration) -> Box<RawValue> {
     let timing = Timing { queued_ms: ms(waited), started_at: None, duration_ms: None };
-    let plugin = Some(PluginName::of(plugin));
+    let plugin = Some(name_of(plugin));
     let message = Some("The test was cancelled.".into());
     json(&Test { id, failed: true, message, result: &empty(), timing, plugin, error: Some(RunError::Cancelled.kind()) })
 }

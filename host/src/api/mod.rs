@@ -48,7 +48,7 @@ pub struct Api {
 }
 
 /// Which socket modes are in use, as `/status` shows them.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, utoipa::ToSchema)]
 pub struct Network {
     pub icmp_v4: SocketMode,
     pub icmp_v6: SocketMode,
@@ -57,11 +57,13 @@ pub struct Network {
     pub targets: String,
 }
 
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, serde::Serialize, utoipa::ToSchema)]
 pub struct SocketMode {
     /// `raw`, `datagram`, or null when there is no such socket.
+    #[schema(required)]
     pub mode: Option<&'static str>,
     /// Why it is not better than it is.
+    #[schema(required)]
     pub why: Option<String>,
 }
 

@@ -9,8 +9,12 @@ use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
 
-use super::Api;
+use super::{Api, plugins, status};
+use crate::model;
 use crate::plan::ID_CHARS;
 use crate::plan::payload::{NAME_CHARS, OPTIONS};
 use crate::sandbox::schema::components;
@@ -134,6 +138,7 @@ fn paths() -> Value {
                         Whoever comes late is first told what has happened already.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }});
+    let schema = |about: &str, name: &str| json!({"200": {"description": about, "content": body(name)}});
     let object = |about: &str| json!({"200": {"description": about, "content": {"application/json": {"schema": {"type": "object"}}}}});
     let text = |kind: &str, about: &str| json!({"200": {"description": about, "content": {kind: {"schema": {"type": "string"}}}}});
     let open = |mut operation: Value| {
@@ -149,8 +154,8 @@ fn paths() -> Value {
         "/api/v1.0/tests/events": {
             "get": operation("events", "Watch tests", json!([receipt, last]), told, &["400", "403", "404"]),
         },
-        "/api/v1.0/status": {"get": operation("status", "How the server is", json!([]), object("Counts, slots, modes."), &["403"])},
-        "/api/v1.0/plugins": {"get": operation("plugins", "Test types", json!([]), object("Names, schemas, imports."), &["403"])},
+        "/api/v1.0/status": {"get": operation("status", "How the server is", json!([]), schema("Counts, slots, modes.", "Status"), &["403"])},
+        "/api/v1.0/plugins": {"get": operation("plugins", "Test types", json!([]), schema("Names, schemas, imports.", "Plugins"), &["403"])},
         "/api/v1.0/openapi.json": {"get": open(operation("openapi", "This document", json!([]), object("OpenAPI 3.1."), &[]))},
         "/metrics": {"get": open(operation("metrics", "Counters for Prometheus", json!([]), text("application/openmetrics-text", "Text exposition format."), &[]))},
         "/healthz": {"get": open(operation("health", "Does the server answer?", json!([]), text("text/plain", "It does."), &[]))},
@@ -176,38 +181,21 @@ fn errors() -> Value {
     all
 }
 
+/// The schemas of all bodies, made from the types that are written to clients.
 fn schemas() -> Map<String, Value> {
-    let number = json!({"type": ["number", "null"]});
-    let all = json!({
-        "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
-        "Message": {"type": "object", "required": ["message"], "properties": {"message": {"type": "string"}}},
-        "Submitted": {"type": "object", "required": ["receipt"], "additionalProperties": false,
-                      "properties": {"receipt": {"type": "string", "pattern": "^[0-9a-f]{32}$"}}},
-        "Receipt": {
-            "type": "object",
-            "required": ["receipt", "is_running", "results", "progress"],
-            "properties": {
-                "receipt": {"type": "string"},
-                "is_running": {"type": "boolean"},
-                "results": reference("Results"),
-                "progress": {"type": "object", "required": ["finished", "total"],
-                             "properties": {"finished": {"type": "integer"}, "total": {"type": "integer"}}},
-            },
-        },
-        "Test": {
-            "type": "object",
-            "required": ["id", "failed", "message", "result", "timing", "plugin"],
-            "properties": {
-                "id": {"type": ["string", "number"]},
-                "failed": {"type": "boolean"},
-                "message": {"type": ["string", "null"], "description": "Why it could not run."},
-                "result": {"type": "object"},
-                "timing": {"type": "object", "properties": {
-                    "queued_ms": {"type": "number"}, "started_at": {"type": ["string", "null"]}, "duration_ms": number}},
-                "plugin": {"type": ["object", "null"], "properties": {"name": {"type": "string"}, "version": {"type": "string"}}},
-                "error": {"type": "string", "description": "Which limit or mistake ended the plugin."},
-            },
-        },
-    });
-    all.as_object().cloned().unwrap_or_default()
+    let mut all = vec![];
+    add::<model::Error>(&mut all);
+    add::<model::Message>(&mut all);
+    add::<model::Submitted>(&mut all);
+    add::<model::Receipt>(&mut all);
+    add::<model::Test>(&mut all);
+    add::<model::Event>(&mut all);
+    add::<status::Body>(&mut all);
+    add::<plugins::Body>(&mut all);
+    all.into_iter().filter_map(|(name, schema)| Some((name, serde_json::to_value(schema).ok()?))).collect()
+}
+
+fn add<T: ToSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
+    all.push((T::name().into_owned(), T::schema()));
+    T::schemas(all);
 }

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::Api;
 
@@ -13,27 +16,52 @@ pub fn routes() -> Router<Arc<Api>> {
     Router::new().route("/plugins", get(plugins))
 }
 
-async fn plugins(State(api): State<Arc<Api>>) -> Json<Value> {
-    let loaded: Vec<Value> = api
-        .plugins
-        .iter()
-        .map(|plugin| {
-            json!({
-                "name": plugin.name,
-                "version": plugin.version,
-                "summary": plugin.summary,
-                "options": plugin.options.json(),
-                "result": plugin.result.json(),
-                "imports": plugin.imports,
-                "sha256": plugin.sha256,
-            })
-        })
-        .collect();
-    let refused: Vec<Value> = api
-        .plugins
-        .refused
-        .iter()
-        .map(|(path, reason)| json!({ "file": path.file_name().map(|n| n.to_string_lossy()), "reason": reason }))
-        .collect();
-    Json(json!({ "plugins": loaded, "refused": refused }))
+/// Test types, and files that are not served.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Plugins)]
+pub(super) struct Body<'a> {
+    plugins: Vec<Plugin<'a>>,
+    refused: Vec<Refused<'a>>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Plugin<'a> {
+    name: &'a str,
+    version: &'a str,
+    summary: &'a str,
+    /// JSON Schema of the options.
+    #[schema(value_type = Object)]
+    options: &'a Value,
+    /// JSON Schema of the result.
+    #[schema(value_type = Object)]
+    result: &'a Value,
+    /// What the component imports: what it may do.
+    imports: &'a [String],
+    /// Of the file.
+    sha256: &'a str,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = RefusedPlugin)]
+struct Refused<'a> {
+    #[schema(required)]
+    file: Option<String>,
+    reason: &'a str,
+}
+
+async fn plugins(State(api): State<Arc<Api>>) -> Response {
+    let loaded = api.plugins.iter().map(|plugin| Plugin {
+        name: &plugin.name,
+        version: &plugin.version,
+        summary: &plugin.summary,
+        options: plugin.options.json(),
+        result: plugin.result.json(),
+        imports: &plugin.imports,
+        sha256: &plugin.sha256,
+    });
+    let refused = api.plugins.refused.iter().map(|(path, reason)| Refused {
+        file: path.file_name().map(|name| name.to_string_lossy().into_owned()),
+        reason,
+    });
+    Json(Body { plugins: loaded.collect(), refused: refused.collect() }).into_response()
 }

@@ -7,6 +7,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use scouter_net::browser;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Api, Network};
 use crate::runner::Slot;
@@ -15,8 +16,10 @@ pub fn routes() -> Router<Arc<Api>> {
     Router::new().route("/status", get(status))
 }
 
-#[derive(Serialize)]
-struct Body {
+/// How the server is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Status)]
+pub(super) struct Body {
     total_requests: u64,
     worker_status: Vec<Worker>,
     version: &'static str,
@@ -25,16 +28,19 @@ struct Body {
     receipts: Kept,
     plugins: Vec<String>,
     /// When it was built (RFC 3339).
+    #[schema(required)]
     asn_database: Option<String>,
     /// Why there is none, or why a newer one was not taken.
+    #[schema(required)]
     asn_database_problem: Option<String>,
     /// Those that are running.
+    #[schema(value_type = Vec<Object>)]
     browsers: Vec<browser::Status>,
     network: Network,
 }
 
 /// An execution slot, in the words of the first version, which ran on uWSGI.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Worker {
     /// Microseconds.
     avg_rt: u64,
@@ -56,7 +62,7 @@ struct Worker {
     vsz: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Queue {
     waiting: usize,
     max: usize,
@@ -65,7 +71,7 @@ struct Queue {
     max_bytes: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Kept {
     running: usize,
     finished: u64,

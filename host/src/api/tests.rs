@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{Json, Router};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Api, ApiError};
+use crate::model;
 use crate::plan::Plan;
 use crate::plan::payload::{Payload, PayloadError};
 use crate::receipts::Receipt;
@@ -173,7 +173,7 @@ async fn submit(
             receipt.wait(wait).await;
             body_of(&receipt)
         }
-        None => axum::Json(json!({ "receipt": receipt.id })).into_response(),
+        None => Json(model::Submitted { receipt: &receipt.id }).into_response(),
     };
     if let Ok(location) = format!("/api/v1.0/tests?receipt={}", receipt.id).parse() {
         response.headers_mut().insert(header::LOCATION, location);
@@ -194,7 +194,7 @@ async fn results(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Resu
 async fn delete(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     if api.receipts.delete(&receipt_id(query.as_deref())?) {
         let message = "Provided 'receipt' has been successfully deleted.";
-        Ok(axum::Json(json!({ "message": message })).into_response())
+        Ok(Json(model::Message { message }).into_response())
     } else {
         Err(ApiError::UnknownReceipt)
     }

@@ -7,10 +7,10 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::Receipt;
+use crate::model;
 
 /// Something that happened, as watchers are told it. The JSON is put together from parts that all watchers share.
 #[derive(Debug, Clone)]
@@ -24,9 +24,7 @@ pub struct Event {
 #[derive(Debug, Default, Clone)]
 pub(super) struct News {
     number: u64,
-    /// `{"type":…,"index":…,` and the name of what follows.
-    head: Bytes,
-    json: Bytes,
+    data: Vec<Bytes>,
     finished: bool,
 }
 
@@ -51,9 +49,9 @@ impl Receipt {
         }
         let number = self.happened.fetch_add(1, Ordering::Relaxed) + 1;
         let (name, place) = self.place_of(index);
-        let field = if finished { "test" } else { "result" };
-        let head = format!("{{\"type\":{},\"index\":{place},\"{field}\":", json!(name));
-        *slot = News { number, head: head.into(), json, finished };
+        let (result, test) = if finished { (None, Some(RawValue::NULL)) } else { (Some(RawValue::NULL), None) };
+        let event = model::Event { r#type: name, index: place, result, test };
+        *slot = News { number, data: model::spliced(&event, [json]), finished };
         drop(news);
         self.wake(number);
     }
@@ -94,7 +92,7 @@ impl Receipt {
             .map(|news| Event {
                 number: news.number,
                 kind: if news.finished { "test" } else { "partial" },
-                data: vec![news.head, news.json, Bytes::from_static(b"}")],
+                data: news.data,
             })
             .collect();
         events.sort_by_key(|event| event.number);
@@ -119,6 +117,8 @@ impl Receipt {
 mod tests {
     use std::sync::Arc;
     use std::time::Duration;
+
+    use serde_json::json;
 
     use super::super::{Budget, Receipts};
     use super::*;

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::model;
 use crate::plan::Plan;
 pub use events::Event;
 use events::News;
@@ -266,33 +267,21 @@ impl Receipt {
     fn pieces(&self) -> Vec<Bytes> {
         let results = self.results.lock();
         let finished = results.iter().filter(|r| r.json.is_some()).count();
-        let total = results.len();
-        let mut pieces = vec![];
-        let mut text = format!(r#"{{"receipt":"{}","is_running":{},"results":{{"#, self.id, finished < total);
-        let mut first_type = true;
+        let (mut types, mut shared) = (vec![], vec![]);
         for (type_index, (name, count)) in self.types.iter().enumerate() {
-            let mut tests =
-                results.iter().filter(|r| r.type_index == type_index).filter_map(|r| r.json.as_ref()).peekable();
+            let tests = results.iter().filter(|r| r.type_index == type_index).filter_map(|r| r.json.clone());
+            let before = shared.len();
+            shared.extend(tests);
+            let tests = shared.len() - before;
             // A type shows up with its first finished test, as clients of the first version expect.
-            if tests.peek().is_none() && *count > 0 {
-                continue;
+            if tests > 0 || *count == 0 {
+                types.push((name.as_str(), vec![RawValue::NULL; tests]));
             }
-            if !std::mem::take(&mut first_type) {
-                text.push(',');
-            }
-            text.push_str(&serde_json::Value::from(name.as_str()).to_string());
-            text.push_str(":[");
-            for (index, test) in tests.enumerate() {
-                if index > 0 {
-                    text.push(',');
-                }
-                pieces.extend([std::mem::take(&mut text).into(), test.clone()]);
-            }
-            text.push(']');
         }
-        pieces.push(text.into());
-        pieces.push(format!(r#"}},"progress":{{"finished":{finished},"total":{total}}}}}"#).into());
-        pieces
+        let progress = model::Progress { finished, total: results.len() };
+        let is_running = progress.finished < progress.total;
+        let receipt = model::Receipt { receipt: &self.id, is_running, results: model::Results(types), progress };
+        model::spliced(&receipt, shared)
     }
 }
 
