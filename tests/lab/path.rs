@@ -385,7 +385,7 @@ fn options_that_make_no_sense_are_named(lab: &Lab) {
     };
     for (name, bad) in [
         ("dport", vec![json!(-1), json!(65536), json!(1.5), json!("x"), json!(true)]),
-        ("payload_size", vec![json!(-1), json!(1473), json!(0.5), json!(null)]),
+        ("payload_size", vec![json!(-1), json!(1473), json!(0.5)]),
         ("max_ttl", vec![json!(0), json!(33), json!("-3"), json!([1])]),
         ("first_ttl", vec![json!(0), json!(33)]),
         ("probes", vec![json!(0), json!(11)]),

@@ -258,8 +258,8 @@ fn non_conforming_responder(namespace: &Namespace, stop: &Arc<AtomicBool>) -> st
                 3 => reply(&|reply| reply.truncate(8 + 20)),
                 4 => reply(&|reply| reply[7] = 9),
                 5 => reply(&|reply| reply.truncate(8 + 10)),
-                // More than the capacity of the series' queue.
-                6 => (0..6000).for_each(|_| reply(&|_| {})),
+                // More than the capacity of the series' queue; the last one, so that no answer waits for this responder.
+                7 => (0..6000).for_each(|_| reply(&|_| {})),
                 _ => reply(&|_| {}),
             }
         }
