@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::server::Server;
-use crate::support::{hostile, hostile_that, plugins, threads};
+use crate::support::{hostile, hostile_that, plugins, root, threads};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
     trials!("loading":
         a_bad_file_is_refused_and_the_rest_is_served,
+        a_schema_that_never_ends_is_refused,
         the_first_of_a_name_wins,
         a_damaged_cache_entry_is_compiled_again,
         a_second_start_loads_every_plugin_in_100_ms,
@@ -44,6 +45,67 @@ fn served(server: &Server) -> Vec<String> {
 
 fn component(text: &str) -> Vec<u8> {
     wat::parse_str(text).expect("a component")
+}
+
+/// The hostile plugin with another schema of its options.
+fn with_schema(schema: &str) -> Vec<u8> {
+    let mut wasm = fs::read(hostile().join("hostile.wasm")).expect("read");
+    let own = fs::read(root().join("tests/hostile/options.json")).expect("read");
+    let at = wasm.windows(own.len()).position(|window| window == own).expect("its schema");
+    wasm[at..at + own.len()].copy_from_slice(format!("{schema:4096}").as_bytes());
+    wasm
+}
+
+fn a_schema_that_never_ends_is_refused() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    let dir = folder.path();
+    let definitions: Vec<String> = (0..30)
+        .map(|n| {
+            let next = format!("{{\"$ref\":\"#/$defs/{}\"}}", n + 1);
+            format!("\"{n}\":{{\"allOf\":[{next},{next}]}}")
+        })
+        .collect();
+    let doubling = format!(
+        "{{\"type\":\"object\",\"properties\":{{\"do\":{{\"$ref\":\"#/$defs/0\"}}}},\"$defs\":{{{},\"30\":{{\"type\":\"string\"}}}}}}",
+        definitions.join(",")
+    );
+    let backtracking = r#"{"type":"object","properties":{"do":{"pattern":"^(a+)+(?=b)$"}}}"#;
+    let itself = r##"{"type":"object","properties":{"do":{"$ref":"#"}}}"##;
+    let remote = r#"{"type":"object","properties":{"do":{"$ref":"http://127.0.0.1/schema"}}}"#;
+    // What a generator of another language writes, and its definitions in the API's document.
+    let pydantic = r##"{"$defs":{"Count":{"maximum":9,"minimum":1,"type":"integer"}},"type":"object","required":["do"],
+        "properties":{"do":{"type":"string"},"n":{"anyOf":[{"$ref":"#/$defs/Count"},{"type":"null"}],"default":null}}}"##;
+    let schemas = [
+        ("doubling", &*doubling),
+        ("backtracking", backtracking),
+        ("itself", itself),
+        ("remote", remote),
+        ("pydantic", pydantic),
+    ];
+    for (name, schema) in schemas {
+        fs::write(dir.join(format!("{name}.wasm")), with_schema(schema)).expect("written");
+    }
+    let server = start(dir, cache.path());
+    assert_eq!(served(&server), ["pydantic"]);
+    let refused = server.get("/api/v1.0/plugins").body["refused"].to_string();
+    for reason in [
+        "its options schema has more than 20000 parts with its references expanded",
+        "its options schema is not a usable JSON Schema",
+        "its options schema refers to itself by '#'",
+        "its options schema has the reference 'http://127.0.0.1/schema', which leads to no schema inside it",
+    ] {
+        assert!(refused.contains(reason), "{reason}: {refused}");
+    }
+    for (n, failed) in
+        [(json!("3"), false), (json!(3.0), false), (json!(null), false), (json!("10"), true), (json!(true), true)]
+    {
+        let test = server.test("pydantic", &json!({"do": "nothing", "n": n}));
+        assert_eq!(test["failed"], json!(failed), "{n}: {test}");
+    }
+    let document = server.raw("GET", "/openapi.json", &[], None).body;
+    let n = &document["components"]["schemas"]["pydantic_options"]["properties"]["n"];
+    assert_eq!(n["anyOf"][0]["$ref"], "#/components/schemas/pydantic_options.Count", "{n}");
+    assert_eq!(document["components"]["schemas"]["pydantic_options.Count"]["maximum"], json!(9));
 }
 
 fn a_bad_file_is_refused_and_the_rest_is_served() {

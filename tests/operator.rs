@@ -60,6 +60,18 @@ fn metrics_count_what_happened_and_show_nobody() {
     assert!(text.ends_with("# EOF\n"), "{text}");
 }
 
+/// Every `$ref` of a document.
+fn references(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Object(entries) => {
+            let own = entries.get("$ref").and_then(Value::as_str);
+            own.into_iter().chain(entries.values().flat_map(references)).collect()
+        }
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => vec![],
+    }
+}
+
 fn the_openapi_document_describes_what_is_loaded() {
     let server = Server::start(&[]);
     for path in ["/openapi.json", "/api/v1.0/openapi.json"] {
@@ -69,6 +81,21 @@ fn the_openapi_document_describes_what_is_loaded() {
         assert_eq!(document["openapi"], "3.1.0");
         let ping = &document["components"]["schemas"]["ping_options"];
         assert_eq!((&ping["required"], &ping["properties"]["count"]["default"]), (&json!(["dst"]), &json!(10)));
+        for reference in references(&document) {
+            let pointer = reference.strip_prefix('#').expect("inside the document");
+            assert!(document.pointer(pointer).is_some(), "{reference} dangles");
+        }
+        for (schema, field) in [
+            ("Test", "timing"),
+            ("Receipt", "progress"),
+            ("Status", "queue"),
+            ("Plugins", "refused"),
+            ("Event", "index"),
+        ] {
+            let schema = &document["components"]["schemas"][schema];
+            assert!(schema["properties"][field].is_object(), "{field}: {schema}");
+            assert!(schema["required"].as_array().is_some_and(|names| names.contains(&json!(field))), "{schema}");
+        }
         let payload = document["components"]["schemas"]["Payload"]["properties"].as_object().expect("types");
         assert_eq!(payload.len(), 6);
         for route in [
