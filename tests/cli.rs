@@ -6,7 +6,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::support::server::{Server, command};
-use crate::support::{self, plugins};
+use crate::support::{self, hostile, plugins};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -22,6 +22,7 @@ pub fn trials() -> Vec<Trial> {
         sighup_reads_the_secrets_again,
         secrets_come_from_a_file_and_short_ones_are_warned_about,
         plugins_lists_types_and_options,
+        what_strangers_say_does_not_drive_the_terminal,
     )
 }
 
@@ -238,4 +239,34 @@ fn secrets_come_from_a_file_and_short_ones_are_warned_about() {
         "{}",
         server.log()
     );
+}
+
+/// An escape sequence, a C1 control, an override of direction, line ends.
+fn what_strangers_say_does_not_drive_the_terminal() {
+    let said = "a\u{1b}[2Jb\u{9b}31mc\u{202e}d\r\ne";
+    let acts = |text: &str| text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}');
+    let folder = hostile();
+    let variables = [("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8"))];
+    let option = format!("say={said}");
+    for (form, shown) in
+        [("--table", r"a\u{1b}[2Jb\u{9b}31mc\u{202e}d\r\ne"), ("--json", r"a\u001b[2Jb\u009b31mc\u202ed\r\ne")]
+    {
+        let output = scouter(&["run", "hostile", "do=say", &option, form], &variables);
+        let text = out(&output);
+        assert!(!acts(&text) && text.contains(shown), "{form}: {text:?}");
+    }
+    let refused = scouter(&["run", "hostile", &format!("x{said}=1")], &variables);
+    assert!(!acts(&err(&refused)) && err(&refused).contains(r"\u{202e}"), "{:?}", err(&refused));
+    // A summary is text of the plugin's author.
+    let mut wasm = std::fs::read(folder.join("hostile.wasm")).expect("read");
+    let summary = b"Attacks the sandbox";
+    let at = (0..wasm.len()).find(|at| wasm[*at..].starts_with(summary)).expect("the summary");
+    wasm[at..at + summary.len()].copy_from_slice("Attacks \u{202e}-xobdnas".as_bytes());
+    let changed = tempfile::tempdir().expect("a folder");
+    std::fs::write(changed.path().join("hostile.wasm"), wasm).expect("written");
+    let variables = [("SCOUTER_PLUGIN_DIR", changed.path().to_str().expect("UTF-8"))];
+    for form in [&["plugins"][..], &["plugins", "--json"]] {
+        let text = out(&scouter(form, &variables));
+        assert!(!acts(&text) && text.contains("xobdnas"), "{form:?}: {text:?}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -24,6 +24,9 @@ pub fn trials() -> Vec<Trial> {
         describe_may_call_no_import,
         describe_computes_where_guests_do,
         what_is_offered_is_what_the_linker_has,
+        a_cache_that_others_could_have_written_is_not_used,
+        a_key_that_others_may_read_is_made_anew,
+        what_no_start_uses_leaves_the_cache,
     )
 }
 
@@ -284,4 +287,73 @@ fn what_is_offered_is_what_the_linker_has() {
         let reason = reason(&server, &format!("{name}.wasm"));
         assert!(reason.contains(expected), "{name}: {reason}");
     }
+}
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+}
+
+fn a_cache_that_others_could_have_written_is_not_used() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    copy(folder.path(), &hostile().join("hostile.wasm"), "hostile.wasm");
+    let entries = || fs::read_dir(cache.path()).expect("read").count();
+    let refuses = |why: &str| {
+        let server = start(folder.path(), cache.path());
+        assert_eq!(served(&server), ["hostile"]);
+        assert!(
+            server.log().contains("compiled plugins are not cached") && server.log().contains(why),
+            "{}",
+            server.log()
+        );
+    };
+    mode(cache.path(), 0o777);
+    refuses("others may write to it (mode 0777)");
+    assert_eq!(entries(), 0, "nothing is put there");
+    mode(cache.path(), 0o700);
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(cache.path(), Some(65_534), None).expect("given away");
+        refuses("it belongs to user 65534");
+        assert_eq!(entries(), 0, "nothing is put there");
+        std::os::unix::fs::chown(cache.path(), Some(0), None).expect("taken back");
+    }
+    drop(start(folder.path(), cache.path()));
+    assert_eq!(entries(), 2, "a key and an entry");
+}
+
+fn a_key_that_others_may_read_is_made_anew() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    copy(folder.path(), &hostile().join("hostile.wasm"), "hostile.wasm");
+    drop(start(folder.path(), cache.path()));
+    let path = cache.path().join("key");
+    let key = fs::read(&path).expect("a key");
+    mode(&path, 0o644);
+    let server = start(folder.path(), cache.path());
+    assert_ne!(fs::read(&path).expect("a key"), key);
+    assert_eq!(fs::metadata(&path).expect("a key").permissions().mode() & 0o777, 0o600);
+    assert!(server.log().contains("plugin compiled"), "what the old key signed is not used: {}", server.log());
+    let server = start(folder.path(), cache.path());
+    assert!(!server.log().contains("plugin compiled"), "{}", server.log());
+}
+
+fn what_no_start_uses_leaves_the_cache() {
+    let (folder, cache) = (TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    copy(folder.path(), &hostile().join("hostile.wasm"), "hostile.wasm");
+    drop(start(folder.path(), cache.path()));
+    let age = |name: &Path, days: u64| {
+        let file = fs::File::options().create(true).append(true).open(name).expect("opened");
+        file.set_modified(SystemTime::now() - Duration::from_hours(24 * days)).expect("set");
+    };
+    let used = fs::read_dir(cache.path()).expect("read").flatten().map(|entry| entry.path());
+    let used = used.into_iter().find(|path| path.extension().is_some_and(|e| e == "cwasm")).expect("an entry");
+    let file = |name: &str| cache.path().join(name);
+    for (path, days) in
+        [(used.clone(), 31), (file("old.cwasm"), 31), (file("new.cwasm"), 29), (file(".newx"), 2), (file("other"), 90)]
+    {
+        age(&path, days);
+    }
+    let server = start(folder.path(), cache.path());
+    assert!(!server.log().contains("plugin compiled"), "{}", server.log());
+    let left = |path: &Path| path.exists();
+    assert!(left(&used) && left(&file("new.cwasm")) && left(&file("other")) && left(&file("key")));
+    assert!(!left(&file("old.cwasm")) && !left(&file(".newx")));
 }

@@ -10,6 +10,7 @@
 //! - `hardening` TLS, rates, access log, capabilities
 //! - `sandbox`  hostile plugins: what each costs is one failed test
 //! - `loading`  hostile plugin files and caches
+//! - `layout`   the sources: arrows between modules, sizes of files
 //! - `lab`      real servers in network namespaces; the same questions put to ping, dig and curl
 //!
 //! The lab needs root. Without it its tests are skipped, which is said; `tests/run.sh` makes that an error under `CI`.
@@ -26,6 +27,7 @@ mod docs;
 mod events;
 mod hardening;
 mod lab;
+mod layout;
 mod loading;
 mod operator;
 mod sandbox;
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         hardening::trials(),
         sandbox::trials(),
         loading::trials(),
+        layout::trials(),
     ]
     .concat_all();
     if arguments.list {

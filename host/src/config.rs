@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -12,9 +11,6 @@ use scouter_net::asn::Source;
 use scouter_net::browser;
 use scouter_net::policy::Rule;
 use sha2::{Digest, Sha256};
-
-use crate::receipts::Budget;
-use crate::server::Identity;
 
 /// What running a test needs, with or without a server.
 #[derive(Debug, Clone, Args)]
@@ -235,25 +231,6 @@ impl Serve {
     pub fn asn_source(&self) -> anyhow::Result<Option<Source>> {
         let some = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
         Source::new(some(&self.mmdb_url).as_deref(), some(&self.mmdb_license_key).as_deref())
-    }
-
-    /// The API's certificate, when it has one of its own.
-    ///
-    /// # Errors
-    /// See [`Identity::open`].
-    pub fn identity(&self) -> anyhow::Result<Option<Arc<Identity>>> {
-        let files = self.tls_cert.as_ref().zip(self.tls_key.as_ref());
-        files.map(|(certificate, key)| Ok(Arc::new(Identity::open(certificate, key)?))).transpose()
-    }
-
-    #[must_use]
-    pub fn budget(&self) -> Budget {
-        Budget {
-            lifetime: Duration::from_secs(self.receipt_ttl),
-            receipts: self.max_receipts,
-            receipt_bytes: usize::try_from(self.max_receipt_bytes).unwrap_or(usize::MAX),
-            total_bytes: self.max_result_bytes,
-        }
     }
 
     #[must_use]

@@ -27,3 +27,5 @@ pub mod sandbox;
 pub mod server;
 /// What every run shares.
 pub mod services;
+/// Execution slots and what they have done.
+pub mod slots;

@@ -1,13 +1,11 @@
 //! Runs plans: a permit for each test, its deadline after the permit, its outcome into the receipt, cancel at any time.
 
-use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use parking_lot::Mutex;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
@@ -22,6 +20,7 @@ use crate::queue::{Limits, Place, Queue, QueueFull};
 use crate::receipts::{Receipt, Receipts};
 use crate::sandbox::{Plugin, Progress, RunError};
 use crate::services::Services;
+use crate::slots::{Slot, Slots};
 
 /// Where tests run.
 pub struct Runner {
@@ -29,30 +28,15 @@ pub struct Runner {
     /// Guests compute here, at low priority.
     guests: Handle,
     permits: Arc<Semaphore>,
-    slots: Mutex<Slots>,
+    slots: Slots,
     queue: Arc<Queue>,
     timeout: Duration,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
 
-struct Slots {
-    free: BTreeSet<usize>,
-    stats: Vec<Slot>,
-}
-
-/// What an execution slot has done, as `GET /status` shows it.
-#[derive(Debug, Clone, Default)]
-pub struct Slot {
-    pub busy: bool,
-    pub requests: u64,
-    pub exceptions: u64,
-    pub sandboxes: u64,
-    pub running: Duration,
-    /// Unix time of the newest sandbox.
-    pub last_spawn: u64,
-    pub bytes: u64,
-}
+/// What a caller reads when this program has made a mistake.
+const HOST_ERROR: &str = "The test ended on an error of the server's own. Please report it.";
 
 fn name_of(plugin: &Plugin) -> PluginName<'_> {
     PluginName { name: &plugin.name, version: &plugin.version }
@@ -78,7 +62,7 @@ impl Runner {
             services,
             guests,
             permits: Arc::new(Semaphore::new(slots)),
-            slots: Mutex::new(Slots { free: (0..slots).collect(), stats: vec![Slot::default(); slots] }),
+            slots: Slots::new(slots),
             queue: Arc::new(Queue::new(waiting)),
             timeout,
             tasks: TaskTracker::new(),
@@ -100,6 +84,7 @@ impl Runner {
                 // A mistake of this program must cost that test, not a receipt that never ends.
                 let one = AssertUnwindSafe(runner.one(index, &test, place, &receipts, &receipt)).catch_unwind();
                 if one.await.is_err() {
+                    runner.services.metrics.test(None, RunError::Host.kind());
                     receipts.record(&receipt, index, broken(&test.id), |_| broken(&test.id));
                 }
             };
@@ -159,7 +144,7 @@ impl Runner {
         cancel: &CancellationToken,
         partial: Arc<Progress>,
     ) -> Box<RawValue> {
-        let slot = self.occupy();
+        let slot = self.slots.occupy();
         let (started, started_at) = (Instant::now(), jiff::Timestamp::now());
         let outcome = tokio::select! {
             biased;
@@ -179,12 +164,13 @@ impl Runner {
                 (json(&Test { id, failed, message, result: &outcome.result, timing, plugin: name, error: None }), false)
             }
             Err(error) => {
-                let exception = !matches!(error, RunError::Cancelled);
+                let exception = error.is_of_the_plugin();
                 if exception {
                     tracing::warn!(plugin = plugin.name, kind = error.kind(), %error, "plugin stopped");
                 }
                 let message = match error {
                     RunError::Cancelled => "The test was cancelled.".to_owned(),
+                    RunError::Host => HOST_ERROR.to_owned(),
                     error => format!("Plugin '{}' was stopped: {error}.", plugin.name),
                 };
                 // What it had shown so far is what is known.
@@ -211,37 +197,15 @@ impl Runner {
         };
         self.services.metrics.test(Some(&plugin.name), ended);
         self.services.metrics.ran(&plugin.name, waited, duration);
-        self.vacate(slot, duration, exception, json.get().len());
-        json
-    }
-
-    fn occupy(&self) -> Option<usize> {
-        let mut slots = self.slots.lock();
-        let index = slots.free.pop_first()?;
-        let slot = slots.stats.get_mut(index)?;
-        slot.busy = true;
-        slot.sandboxes += 1;
-        slot.last_spawn = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        Some(index)
-    }
-
-    fn vacate(&self, index: Option<usize>, took: Duration, exception: bool, bytes: usize) {
-        let mut slots = self.slots.lock();
-        if let Some(index) = index
-            && let Some(slot) = slots.stats.get_mut(index)
-        {
-            slot.busy = false;
-            slot.requests += 1;
-            slot.exceptions += u64::from(exception);
-            slot.running += took;
-            slot.bytes += bytes as u64;
-            slots.free.insert(index);
+        if let Some(slot) = slot {
+            slot.ended(exception, json.get().len());
         }
+        json
     }
 
     #[must_use]
     pub fn slots(&self) -> Vec<Slot> {
-        self.slots.lock().stats.clone()
+        self.slots.all()
     }
 
     /// Tests waiting for a permit.
@@ -281,8 +245,16 @@ fn cancelled(id: &Value, plugin: &Plugin, waited: Duration) -> Box<RawValue> {
 
 fn broken(id: &Value) -> Box<RawValue> {
     let timing = Timing { queued_ms: 0.0, started_at: None, duration_ms: None };
-    let message = Some("The test ended on an error of the server's own. Please report it.".into());
-    json(&Test { id, failed: true, message, result: &empty(), timing, plugin: None, error: Some("host_error") })
+    let message = Some(HOST_ERROR.into());
+    json(&Test {
+        id,
+        failed: true,
+        message,
+        result: &empty(),
+        timing,
+        plugin: None,
+        error: Some(RunError::Host.kind()),
+    })
 }
 
 fn too_large(id: &Value, max: usize) -> Box<RawValue> {

@@ -34,6 +34,8 @@ pub mod name;
 pub mod os_error;
 /// Wire formats and sockets.
 pub mod packet;
+/// A limit of packets per second.
+pub mod rate;
 mod scope;
 /// Schedules, rate limits and verdicts of a series of probes: shared by `ping` and `trace`.
 pub mod series;

@@ -2,63 +2,50 @@
 //! `CAP_NET_BIND_SERVICE`; plugins need nothing, and nothing else is needed by anybody. Linux keeps capabilities for each
 //! thread, so every thread of a runtime drops what it has when it begins, and the first one when the server listens.
 
-use rustix::io::Errno;
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities,
-};
+use caps::errors::CapsError;
+use caps::{CapSet, Capability, CapsHashSet};
 
 /// What the threads of the network may do.
-pub const NETWORK: CapabilitySet = CapabilitySet::NET_RAW;
+pub const NETWORK: &[Capability] = &[Capability::CAP_NET_RAW];
 /// What the threads that run plugins may do, and all others.
-pub const NOTHING: CapabilitySet = CapabilitySet::empty();
+pub const NOTHING: &[Capability] = &[];
 
 /// What programs that root starts may have besides: a sandbox of Firefox's is a user namespace, in which root can only be
 /// named by who has this (since Linux 5.12). Programs of other users have nothing in any case.
-const CHILDREN: CapabilitySet = CapabilitySet::SETFCAP;
-
-/// The highest capability that this program knows of; a newer kernel's ones are in no set that it keeps.
-const LAST: u32 = 40;
+const CHILDREN: Capability = Capability::CAP_SETFCAP;
 
 /// Makes use of what this process may have but was not started with: a file capability `cap_net_raw+p` only permits.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn raise() -> Result<(), Errno> {
-    let now = capabilities(None)?;
-    set_capabilities(None, CapabilitySets { effective: now.permitted, ..now })
+pub fn raise() -> Result<(), CapsError> {
+    caps::set(None, CapSet::Effective, &caps::read(None, CapSet::Permitted)?)
 }
 
 /// Leaves this thread, and all that it starts, nothing but `kept` of what it has.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn keep(kept: CapabilitySet) -> Result<(), Errno> {
-    let now = capabilities(None)?;
-    // What root starts has everything again that the bounding set leaves it.
-    let bound = if kept.is_empty() { kept } else { kept | CHILDREN };
-    if now.effective.contains(CapabilitySet::SETPCAP) {
-        for number in 0..=LAST {
-            let capability = CapabilitySet::from_bits_retain(1 << number);
-            if !bound.contains(capability) {
-                match remove_capability_from_bounding_set(capability) {
-                    Ok(()) | Err(Errno::INVAL) => {}
-                    Err(error) => return Err(error),
-                }
+pub fn keep(kept: &[Capability]) -> Result<(), CapsError> {
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
+        // What root starts has everything again that the bounding set leaves it.
+        for capability in caps::runtime::thread_all_supported() {
+            if !kept.contains(&capability) && (kept.is_empty() || capability != CHILDREN) {
+                caps::drop(None, CapSet::Bounding, capability)?;
             }
         }
     }
-    let left = now.permitted & kept;
-    set_capabilities(None, CapabilitySets { effective: left, permitted: left, inheritable: CapabilitySet::empty() })?;
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let left: CapsHashSet = permitted.into_iter().filter(|capability| kept.contains(capability)).collect();
+    caps::set(None, CapSet::Effective, &left)?;
+    caps::set(None, CapSet::Permitted, &left)?;
+    caps::clear(None, CapSet::Inheritable)?;
     // Kernels before 4.3 have no such set.
-    match clear_ambient_capability_set() {
-        Ok(()) | Err(Errno::INVAL) => Ok(()),
-        Err(error) => Err(error),
-    }
+    if caps::runtime::ambient_set_supported().is_ok() { caps::clear(None, CapSet::Ambient) } else { Ok(()) }
 }
 
-/// [`keep`] for a thread that goes on in any case: who may not drop a privilege has it still, which the log says.
-pub fn drop_or_warn(kept: CapabilitySet) {
+/// [`keep`] for a thread that goes on in any case: a privilege that cannot be dropped is in the log.
+pub fn drop_or_warn(kept: &[Capability]) {
     if let Err(error) = keep(kept) {
         tracing::warn!(%error, "a thread keeps the capabilities that it was started with");
     }
@@ -68,17 +55,20 @@ pub fn drop_or_warn(kept: CapabilitySet) {
 mod tests {
     use super::*;
 
+    fn all() -> Vec<CapsHashSet> {
+        let sets = [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient];
+        sets.into_iter().map(|set| caps::read(None, set).expect("known")).collect()
+    }
+
     #[test]
     fn a_thread_that_drops_all_has_nothing_and_others_have_theirs() {
-        let before = capabilities(None).expect("known");
+        let before = all();
         let inside = std::thread::spawn(|| {
             keep(NOTHING).expect("dropped");
             raise().expect("nothing to raise");
-            capabilities(None).expect("known")
+            all()
         });
-        let inside = inside.join().expect("ended");
-        assert!(inside.effective.is_empty() && inside.permitted.is_empty() && inside.inheritable.is_empty());
-        let after = capabilities(None).expect("known");
-        assert_eq!((before.effective, before.permitted), (after.effective, after.permitted));
+        assert!(inside.join().expect("ended").iter().all(CapsHashSet::is_empty));
+        assert_eq!(before, all());
     }
 }

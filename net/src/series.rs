@@ -4,18 +4,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::packet::socket::Timestamp;
+use crate::rate::Rate;
 
 /// Arrivals of one series that wait to be processed; further ones are dropped and counted as overflow.
 const QUEUE_CAPACITY: usize = 4096;
@@ -26,55 +23,6 @@ pub const GRACE: Duration = Duration::from_millis(50);
 /// Duplicates reported in one series; and, counted apart, late answers and messages that do not settle. A flood of one
 /// kind must neither fill the memory nor suppress the other.
 const MAX_EXTRA_EVENTS: u32 = 100;
-
-/// Limits the packets per second of one test, over all of its series. Clones share the limit.
-#[derive(Clone)]
-pub struct Rate {
-    limiter: Arc<DefaultDirectRateLimiter>,
-    burst: NonZeroU32,
-    /// Packets that one probe counts as: the fragments that it leaves in.
-    cost: NonZeroU32,
-}
-
-impl Rate {
-    /// A token bucket: `burst` packets at once, and `per_second` packets per second in the long run.
-    #[must_use]
-    pub fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
-        let limiter = Arc::new(RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)));
-        Self { limiter, burst, cost: NonZeroU32::MIN }
-    }
-
-    /// The same limit, for probes that count as so many packets. More than a burst counts as a burst.
-    #[must_use]
-    pub fn costing(&self, packets: NonZeroU32) -> Self {
-        Self { cost: packets.min(self.burst), ..self.clone() }
-    }
-
-    /// Takes the packets of one probe.
-    ///
-    /// # Errors
-    /// The time to wait, when there are not enough.
-    pub fn check(&self) -> Result<(), Duration> {
-        match self.limiter.check_n(self.cost) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(full)) => Err(full.wait_time_from(DefaultClock::default().now())),
-            // More than a burst, which `costing` rules out.
-            Err(_) => Err(Duration::from_secs(1)),
-        }
-    }
-
-    /// Waits until so many packets may be sent.
-    pub async fn wait(&self, packets: u32) {
-        let mut left = packets;
-        while let Some(count) = NonZeroU32::new(left.min(self.burst.get())) {
-            let part = self.costing(count);
-            while let Err(wait) = part.check() {
-                tokio::time::sleep(wait).await;
-            }
-            left -= count.get();
-        }
-    }
-}
 
 /// The task of a series; dropping it ends the series.
 pub struct SeriesTask(Option<AbortOnDropHandle<()>>);
@@ -368,6 +316,8 @@ impl<R: Send> Series<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use tokio::sync::mpsc;
 
     use super::*;
@@ -501,16 +451,5 @@ mod tests {
             while events.recv().await.is_some() {}
             assert_eq!((task.has_panicked().await, task.has_panicked().await), (panics, false));
         }
-    }
-
-    #[tokio::test]
-    async fn large_probes_and_other_packets_share_one_rate() {
-        let some = |number| NonZeroU32::new(number).expect("some");
-        let rate = Rate::new(some(1000), some(48));
-        let started = std::time::Instant::now();
-        let large = rate.costing(some(44));
-        assert!(large.check().is_ok() && large.check().is_err(), "two large ones at once are too many");
-        rate.wait(104).await;
-        assert!(started.elapsed() >= Duration::from_millis(100), "{:?}", started.elapsed());
     }
 }

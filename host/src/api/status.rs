@@ -10,7 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Api, Network};
-use crate::runner::Slot;
+use crate::slots::Slot;
 
 pub fn routes() -> Router<Arc<Api>> {
     Router::new().route("/status", get(status))

@@ -1,29 +1,25 @@
 //! The command line: `scouter` (or `scouter serve`), `scouter run TYPE key=value…`, `scouter plugins`.
 
+mod escape;
 mod health;
+mod plugins;
+mod run;
 mod serve;
 mod show;
 
 use std::ffi::OsStr;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::Context;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use serde_json::{Map, Value};
-use tokio_util::sync::CancellationToken;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ALIASES, Engine, LogFormat, Serve};
 use crate::metrics::Metrics;
-use crate::plan::{Action, Plan};
-use crate::queue::Limits;
-use crate::runner::Runner;
-use crate::sandbox::{Plugins, Progress};
+use crate::sandbox::Plugins;
 use crate::services::{Runtimes, Services};
 use scouter_net::Net;
 use scouter_net::policy::Policy;
@@ -49,9 +45,9 @@ enum Command {
     /// Serve the REST API (the default)
     Serve(Box<Serve>),
     /// Run one test here, without a server; exit status 1 when it failed
-    Run(Run),
+    Run(run::Run),
     /// List the test types and their options
-    Plugins(ListPlugins),
+    Plugins(plugins::Plugins),
     /// Ask the server on this machine whether it is well; exit status 2 when it is not
     Health(health::Health),
     /// Compile a component: wasm on standard input, machine code on standard output
@@ -67,29 +63,6 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         driver: Vec<String>,
     },
-}
-
-#[derive(Debug, Args)]
-struct Run {
-    /// Type of the test, such as `ping`
-    #[arg(value_name = "TYPE")]
-    test_type: String,
-    /// Options of the test; a value that is JSON is taken as such, anything else as text
-    #[arg(value_name = "OPTION=VALUE")]
-    options: Vec<String>,
-    /// Print the finished test as JSON, as the API has it (the default when the output is not a terminal)
-    #[arg(long)]
-    json: bool,
-    /// Print a readable table even when the output is not a terminal
-    #[arg(long, conflicts_with = "json")]
-    table: bool,
-}
-
-#[derive(Debug, Args)]
-struct ListPlugins {
-    /// Print as JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// The program.
@@ -113,11 +86,11 @@ pub fn main() -> ExitCode {
             log(&cli.engine, "error");
             // What it may not do then says so itself.
             let _ = privilege::raise();
-            test(&cli.engine, run)
+            run::run(&cli.engine, run)
         }
         Some(Command::Plugins(list)) => {
             log(&cli.engine, "warn");
-            list_plugins(&cli.engine, &list)
+            plugins::plugins(&cli.engine, &list)
         }
         Some(Command::Serve(serve)) => {
             log(&cli.engine, "info");
@@ -129,7 +102,7 @@ pub fn main() -> ExitCode {
         }
     };
     done.unwrap_or_else(|error| {
-        eprintln!("scouter: {error:#}");
+        eprintln!("scouter: {}", escape::line(&format!("{error:#}")));
         ExitCode::from(2)
     })
 }
@@ -234,91 +207,6 @@ fn load(runtimes: &Runtimes, engine: &Engine) -> anyhow::Result<(Arc<Services>, 
     })
 }
 
-/// `key=value` as the payload has it: JSON where it is JSON, text where it is not.
-fn options(pairs: &[String]) -> anyhow::Result<Map<String, Value>> {
-    let mut options = Map::new();
-    for pair in pairs {
-        let (name, value) = pair
-            .split_once('=')
-            .with_context(|| format!("'{pair}' is not an option: write it as option=value, such as count=3"))?;
-        // Numbers stay text: an address or a name may look like one, and the schema turns digits into numbers.
-        let value = match serde_json::from_str(value) {
-            Ok(json @ (Value::Bool(_) | Value::Array(_) | Value::Object(_))) => json,
-            _ => Value::String(value.to_owned()),
-        };
-        options.insert(name.to_owned(), value);
-    }
-    Ok(options)
-}
-
-fn test(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
-    let options = options(&run.options)?;
-    let runtimes = Runtimes::new(None)?;
-    let (services, plugins) = load(&runtimes, engine)?;
-    if plugins.get(&run.test_type).is_none() {
-        let known: Vec<&str> = plugins.iter().map(|plugin| plugin.name.as_str()).collect();
-        let refused =
-            plugins.refused.iter().find(|(path, _)| path.file_stem().is_some_and(|s| s == run.test_type.as_str()));
-        if let Some((_, reason)) = refused {
-            anyhow::bail!("test type '{}' was not loaded: {reason}", run.test_type);
-        }
-        anyhow::bail!("there is no test type '{}'; there is: {}", run.test_type, known.join(", "));
-    }
-    let waiting = Limits { tests: 1, bytes: usize::MAX };
-    let runner =
-        Runner::new(Arc::clone(&services), runtimes.guests.handle().clone(), 1, waiting, engine.test_timeout());
-    let payload = crate::plan::payload::Payload(vec![(run.test_type, vec![options])]);
-    let Some(planned) = Plan::new(payload, &plugins).tests.pop() else { anyhow::bail!("nothing to run") };
-    let (plugin, options) = match planned.action {
-        Action::Run { plugin, options } => (plugin, options),
-        Action::Refuse { message, .. } => anyhow::bail!(message),
-    };
-    let table = run.table || (!run.json && std::io::stdout().is_terminal());
-    let id = planned.id;
-    let (cancel, partial) = (CancellationToken::new(), Arc::new(Progress::default()));
-    let running = {
-        let (cancel, partial) = (cancel.clone(), Arc::clone(&partial));
-        async move { runner.run(&id, &plugin, &options, Duration::ZERO, &cancel, partial).await }
-    };
-    // On the guests' threads, which have no capabilities: this one shows how far it has come.
-    let mut running = runtimes.guests.spawn(running);
-    let done = runtimes.io.block_on(async {
-        let mut watcher = show::Watcher::new(table);
-        loop {
-            tokio::select! {
-                biased;
-                json = &mut running => return Ok::<_, anyhow::Error>(watcher.finish(&json?)),
-                () = partial.changed() => watcher.progress(partial.get().as_deref()),
-                _ = tokio::signal::ctrl_c() => cancel.cancel(),
-            }
-        }
-    });
-    runtimes.io.block_on(services.net.browsers.end());
-    runtimes.end();
-    Ok(if done? { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-fn list_plugins(engine: &Engine, list: &ListPlugins) -> anyhow::Result<ExitCode> {
-    let runtimes = Runtimes::new(Some(1))?;
-    let (_, plugins) = load(&runtimes, engine)?;
-    if list.json {
-        let all: Vec<Value> = plugins
-            .iter()
-            .map(|p| serde_json::json!({"name": p.name, "version": p.version, "summary": p.summary, "options": p.options.json(), "imports": p.imports}))
-            .collect();
-        let _ = writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&all)?);
-    } else {
-        for plugin in plugins.iter() {
-            show::plugin(plugin);
-        }
-    }
-    for (path, reason) in &plugins.refused {
-        eprintln!("{}: {reason}", path.display());
-    }
-    runtimes.end();
-    Ok(ExitCode::SUCCESS)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,15 +214,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn options_are_json_where_they_are_json() {
-        let pairs =
-            ["dst=192.0.2.1", "count=3", "headers={\"a\": \"b\"}", "ignore_ssl=true", "url=http://x/?a=b", "empty="];
-        let options = options(&pairs.map(String::from)).expect("valid");
-        let expected = serde_json::json!({"dst": "192.0.2.1", "count": "3", "headers": {"a": "b"}, "ignore_ssl": true, "url": "http://x/?a=b", "empty": ""});
-        assert_eq!(Value::Object(options), expected);
-        assert!(super::options(&["novalue".into()]).is_err());
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::api::{self, Api, Auth, Costs, Network};
 use crate::config::{Engine, Serve};
 use crate::queue::Limits;
-use crate::receipts::Receipts;
+use crate::receipts::{Budget, Receipts};
 use crate::runner::{Requests, Runner};
 use crate::server::{self, Identity, Listening};
 use crate::services::Runtimes;
@@ -32,7 +32,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         tracing::warn!(%error, "capabilities stay as they are");
     }
     let auth = Auth::new(settings.secrets()?, NonZeroU32::new(settings.rate_limit));
-    let identity = settings.identity()?;
+    let identity = identity(settings)?;
     let runtimes = Runtimes::new(settings.threads)?;
     let source = settings.asn_source()?;
     let (services, plugins) = super::load(&runtimes, engine)?;
@@ -54,7 +54,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         auth,
         plugins,
         runner: Arc::new(runner),
-        receipts: Arc::new(Receipts::new(settings.budget())),
+        receipts: Arc::new(Receipts::new(budget(settings))),
         requests: Requests::default(),
         network,
         services: Arc::clone(&kept),
@@ -68,6 +68,21 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     runtimes.io.block_on(kept.net.browsers.end());
     runtimes.end();
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// The API's certificate, when it has one of its own.
+fn identity(settings: &Serve) -> anyhow::Result<Option<Arc<Identity>>> {
+    let files = settings.tls_cert.as_ref().zip(settings.tls_key.as_ref());
+    files.map(|(certificate, key)| Ok(Arc::new(Identity::open(certificate, key)?))).transpose()
+}
+
+fn budget(settings: &Serve) -> Budget {
+    Budget {
+        lifetime: Duration::from_secs(settings.receipt_ttl),
+        receipts: settings.max_receipts,
+        receipt_bytes: usize::try_from(settings.max_receipt_bytes).unwrap_or(usize::MAX),
+        total_bytes: settings.max_result_bytes,
+    }
 }
 
 /// As many descriptors as this process may have: each connection takes one, each test some, and a trace over error
@@ -160,7 +175,7 @@ fn announce(api: &Api, listening: &Listening, tls: bool, settings: &Serve) {
     for (driver, found) in Browsers::found() {
         match found {
             Ok(browser) => tracing::info!(driver, browser = %browser.display(), "browser"),
-            Err(missing) => tracing::warn!(driver, missing, "no browser: browser_request with this driver will fail"),
+            Err(missing) => tracing::warn!(driver, missing, "no browser: page loads with this driver will fail"),
         }
     }
     tracing::info!(open = api.network.targets, "targets");

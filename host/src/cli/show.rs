@@ -6,6 +6,9 @@ use std::io::{IsTerminal, Write};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use comfy_table::{ContentArrangement, Table, presets};
+
+use super::escape;
 use crate::sandbox::Plugin;
 use crate::sandbox::schema::expectation;
 
@@ -59,7 +62,7 @@ impl Watcher {
         let Ok(Value::Object(test)) = serde_json::from_str(json.get()) else { return false };
         let failed = test.get("failed").and_then(Value::as_bool).unwrap_or(true);
         if !self.table {
-            let _ = writeln!(std::io::stdout(), "{}", json.get());
+            let _ = writeln!(std::io::stdout(), "{}", escape::json(json.get()));
             return !failed;
         }
         if let Some(Value::Object(result)) = test.get("result") {
@@ -68,7 +71,7 @@ impl Watcher {
         }
         let mut out = std::io::stdout().lock();
         if let Some(message) = test.get("message").and_then(Value::as_str) {
-            let _ = writeln!(out, "{}", printable(message));
+            let _ = writeln!(out, "{}", escape::line(message));
         }
         let _ = writeln!(out, "{}", if failed { "FAILED" } else { "ok" });
         !failed
@@ -145,7 +148,7 @@ fn tables(result: &Map<String, Value>) -> Vec<String> {
         let Value::Array(rows) = value else { continue };
         let rows: Vec<&Map<String, Value>> = rows.iter().filter_map(Value::as_object).collect();
         if !rows.is_empty() && !rows.iter().any(|row| is_timed(row)) {
-            lines.push(name.clone());
+            lines.push(escape::line(name));
             lines.extend(table(&rows));
         }
     }
@@ -165,18 +168,14 @@ fn table(rows: &[&Map<String, Value>]) -> Vec<String> {
         Some(Value::String(text)) if text.is_empty() => "-".into(),
         Some(value) => text(value),
     };
-    let columns: Vec<Vec<String>> = names
-        .into_iter()
-        .map(|name| std::iter::once(name.clone()).chain(rows.iter().map(|row| cell(row, name))).collect())
-        .collect();
-    let line = |row: usize| {
-        let cells = columns.iter().map(|column| {
-            let width = column.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-            format!("{:width$}", column[row])
-        });
-        format!("  {}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
-    };
-    (0..=rows.len()).map(line).collect()
+    let mut table = Table::new();
+    // A line of the terminal for each row: the picture is drawn anew while the test runs, and must know its height.
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(names.iter().map(|name| escape::line(name)));
+    for row in rows {
+        table.add_row(names.iter().map(|name| cell(row, name)));
+    }
+    table.lines().map(|line| format!(" {}", line.trim_end())).collect()
 }
 
 fn is_shown(value: &Value) -> bool {
@@ -198,11 +197,11 @@ fn fields(object: &Map<String, Value>, depth: usize) {
         let indent = "  ".repeat(depth);
         match value {
             Value::Object(inner) if !inner.is_empty() => {
-                let _ = writeln!(std::io::stdout(), "{indent}{name}");
+                let _ = writeln!(std::io::stdout(), "{indent}{}", escape::line(name));
                 fields(inner, depth + 1);
             }
             value => {
-                let _ = writeln!(std::io::stdout(), "{indent}{name:width$}  {}", text(value));
+                let _ = writeln!(std::io::stdout(), "{indent}{:width$}  {}", escape::line(name), text(value));
             }
         }
     }
@@ -214,24 +213,20 @@ fn is_table(value: &Value) -> bool {
 
 fn text(value: &Value) -> String {
     match value {
-        Value::String(text) => printable(text),
+        Value::String(text) => escape::line(text),
         Value::Array(items) if items.iter().all(|item| !item.is_object()) => {
             items.iter().map(text).collect::<Vec<_>>().join(", ")
         }
-        other => printable(&other.to_string()),
+        other => escape::line(&other.to_string()),
     }
-}
-
-/// What a stranger sent must not drive the terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// A test type and its options.
 pub fn plugin(plugin: &Plugin) {
     // A reader that has seen enough (`| head`) is no error.
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{} {}  {}", plugin.name, plugin.version, plugin.summary);
+    let head = format!("{} {}  {}", plugin.name, plugin.version, plugin.summary);
+    let _ = writeln!(out, "{}", escape::line(&head));
     for name in plugin.options.names() {
         let Some(schema) = plugin.options.property(name) else { continue };
         let about = schema.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
@@ -241,6 +236,7 @@ pub fn plugin(plugin: &Plugin) {
             .filter(|d| !d.is_null())
             .map(|d| format!("; default {}", text(d)))
             .unwrap_or_default();
-        let _ = writeln!(out, "  {name:17}  {about} [{}{required}{default}]", expectation(schema));
+        let option = format!("  {name:17}  {about} [{}{required}{default}]", expectation(schema));
+        let _ = writeln!(out, "{}", escape::line(&option));
     }
 }

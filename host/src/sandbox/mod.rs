@@ -3,7 +3,9 @@
 
 /// What one run may use.
 pub mod budget;
-/// Machine code from a component, by a child process, cached.
+/// Machine code, kept between starts.
+mod cache;
+/// Machine code from a component, by a child process.
 mod compile;
 /// CPU time of a guest.
 mod cpu;
@@ -83,7 +85,7 @@ impl Plugins {
     pub async fn load(folders: &[PathBuf], cache: Option<&Path>, guests: &Handle) -> anyhow::Result<Self> {
         let started = Instant::now();
         let engine = engine::new()?;
-        let loader = Loader { linker: imports::linker(&engine)?, engine, cache: compile::Cache::open(cache), guests };
+        let loader = Loader { linker: imports::linker(&engine)?, engine, cache: cache::Cache::open(cache), guests };
         let mut plugins = Self::default();
         for folder in folders {
             let entries = std::fs::read_dir(folder)
@@ -101,6 +103,7 @@ impl Plugins {
                 }
             }
         }
+        loader.cache.prune();
         tracing::info!(
             loaded = plugins.by_name.len(),
             refused = plugins.refused.len(),
@@ -150,7 +153,7 @@ fn test_type_of(path: &Path) -> anyhow::Result<String> {
 struct Loader<'a> {
     engine: Engine,
     linker: Linker<RunState>,
-    cache: compile::Cache,
+    cache: cache::Cache,
     guests: &'a Handle,
 }
 

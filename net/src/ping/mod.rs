@@ -20,7 +20,8 @@ use crate::packet::route::has_route;
 use crate::packet::token::TokenKey;
 use crate::packet::{Mode, StartError, icmp};
 use crate::policy::Permitted;
-use crate::series::{Event, Rate, Schedule, Series, SeriesTask};
+use crate::rate::Rate;
+use crate::series::{Event, Schedule, Series, SeriesTask};
 
 pub use echo::seq;
 

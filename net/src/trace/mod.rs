@@ -21,7 +21,8 @@ use crate::packet::receiver::IcmpReceiver;
 use crate::packet::route::{is_no_route, source_address};
 use crate::packet::{Mode, StartError, icmp, quoted};
 use crate::policy::Permitted;
-use crate::series::{Arrival, Event, Rate, Schedule, Series, SeriesTask};
+use crate::rate::Rate;
+use crate::series::{Arrival, Event, Schedule, Series, SeriesTask};
 use matching::ProbeTable;
 use probe::{Template, Transport};
 
