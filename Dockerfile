@@ -30,10 +30,6 @@ RUN SCOUTER_CACHE_DIR=/out/opt/scouter/cache /out/opt/scouter/scouter plugins >/
     && echo 'scouter:x:10001:10001:Scouter:/tmp:/nonexistent' > /out/etc/passwd \
     && echo 'scouter:x:10001:' > /out/etc/group
 
-FROM build AS driver
-RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/driver-target \
-    CARGO_TARGET_DIR=/driver-target CARGO_INSTALL_ROOT=/driver ./setup.sh driver
-
 FROM scratch AS slim
 COPY --from=build /out /
 ENV PATH=/opt/scouter:/usr/bin HOME=/tmp SCOUTER_CACHE_DIR=/opt/scouter/cache SCOUTER_MMDB_PATH=/tmp/GeoLite2-ASN.mmdb
@@ -46,10 +42,9 @@ FROM debian:bookworm-slim
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     apt-get update \
     && apt-get install -y --no-install-recommends \
-        ca-certificates chromium chromium-driver firefox-esr fonts-liberation tini \
+        ca-certificates chromium firefox-esr fonts-liberation tini \
     && rm -rf /var/lib/apt/lists/* \
     && echo 'scouter:x:10001:10001:Scouter:/tmp:/nonexistent' >> /etc/passwd && echo 'scouter:x:10001:' >> /etc/group
-COPY --from=driver /driver/bin/geckodriver /usr/local/bin/geckodriver
 COPY --from=build /out/opt/scouter /opt/scouter
 ENV PATH=/opt/scouter:/usr/local/bin:/usr/bin:/bin HOME=/tmp \
     SCOUTER_CACHE_DIR=/opt/scouter/cache SCOUTER_MMDB_PATH=/tmp/GeoLite2-ASN.mmdb

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing, and says what it does. `setup.sh` is for building and running, `setup.sh test` adds what
 # the tests use: a network lab with real servers, and the tools whose answers ours are compared with; `setup.sh image` adds
-# what builds and runs the container image. `setup.sh driver` is for the image itself: the driver of Firefox alone.
+# what builds and runs the container image.
 set -eu
 cd "$(dirname "$0")"
 
@@ -12,7 +12,6 @@ wanted() {
     echo 'cc gcc to compile the cryptography that Rust code calls'
     echo 'curl curl to send requests with'
     echo 'chromium chromium a browser for browser_request'
-    echo 'chromedriver chromium-driver to drive Chromium with'
     echo 'firefox-esr firefox-esr another browser for browser_request'
     if [ "${1:-}" = test ]; then
         echo 'ip iproute2 to make network namespaces for the lab'
@@ -38,18 +37,9 @@ wanted() {
     if [ "${1:-}" = bench ]; then
         wanted test
         echo 'wrk wrk to load the API'
+        echo 'chromedriver chromium-driver to compare page loads with'
     fi
 }
-
-driver() {
-    say 'installing geckodriver (Rust, some minutes): to drive Firefox with'
-    cargo install --quiet --locked geckodriver
-}
-if [ "${1:-}" = driver ]; then
-    # Debian has none.
-    driver
-    exit
-fi
 
 if ! command -v rustup >/dev/null; then
     say 'rustup is missing: install Rust with it first (https is all it needs); it brings the toolchain that rust-toolchain.toml names'
@@ -84,10 +74,6 @@ if [ -n "$missing" ]; then
     export DEBIAN_FRONTEND=noninteractive
     $sudo apt-get -qq update
     $sudo apt-get -qq -y --no-install-recommends install $missing >/dev/null
-fi
-# Debian has no geckodriver.
-if ! command -v geckodriver >/dev/null && [ ! -x "${CARGO_HOME:-$HOME/.cargo}/bin/geckodriver" ]; then
-    driver
 fi
 if [ "${1:-}" = test ] || [ "${1:-}" = bench ]; then
     if [ ! -x target/lab-venv/bin/python ] || ! target/lab-venv/bin/python -c 'import aioquic, mmdb_writer, schemathesis' 2>/dev/null; then

@@ -179,7 +179,7 @@ for _ in $(seq 60); do
     sleep 1
 done
 [ "$(docker inspect --format '{{.State.Health.Status}}' "$container")" = healthy ] || fail 'its health'
-holds "$(run '{"browser_request": [{"url": "http://127.0.0.1:8000/healthz"}]}')" 'chromedriver is not installed on this host'
+holds "$(run '{"browser_request": [{"url": "http://127.0.0.1:8000/healthz"}]}')" 'chrome is not installed on this host'
 stop
 
 say 'slim: no capability at all'

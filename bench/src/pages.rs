@@ -67,21 +67,21 @@ fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-fn load(server: &Server, url: &str) -> (f64, Value) {
+fn load(server: &Server, driver: &str) -> (f64, Value) {
     let started = Instant::now();
-    let test = server.test("browser_request", &json!({"url": url}));
+    let test = server.test("browser_request", &json!({"url": PAGE, "driver": driver}));
     let took = ms(started);
     assert_eq!(test["failed"], json!(false), "{test}");
     (took, test["result"].clone())
 }
 
-/// Warm and cold, beside chromedriver alone in turns.
+/// Chrome warm and cold, beside chromedriver alone in turns; then Firefox.
 pub fn pages(lab: &Lab) {
     let bare = Bare::start(lab);
     let (mut navigate, mut warm) = (vec![], vec![]);
     let (mut cold_bare, mut cold_bidi, mut cold) = (vec![], vec![], vec![]);
     let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
-    load(&server, PAGE);
+    load(&server, "chrome");
     let session = bare.session(false);
     let go = |session: &str| {
         let started = Instant::now();
@@ -93,7 +93,7 @@ pub fn pages(lab: &Lab) {
         // The browser makes itself ready for its next page meanwhile.
         std::thread::sleep(Duration::from_millis(500));
         navigate.push(go(&session));
-        warm.push(load(&server, PAGE).0);
+        warm.push(load(&server, "chrome").0);
     }
     bare.ask("DELETE", &format!("/session/{session}"), &json!({}));
     drop(server);
@@ -107,7 +107,7 @@ pub fn pages(lab: &Lab) {
             times.push(ms(started));
         }
         let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
-        cold.push(load(&server, PAGE).0);
+        cold.push(load(&server, "chrome").0);
     }
     let (navigate, warm) = (median(navigate), median(warm));
     let most = navigate * 1.3 + 150.0;
@@ -118,6 +118,25 @@ pub fn pages(lab: &Lab) {
         let got = format!("{cold:.0} ms, bare chromedriver, {session}: {bare:.0} ms");
         report("browser_request, cold Chrome", &got, &format!("< {most:.0} ms"));
     }
+    firefox(lab);
+}
+
+fn firefox(lab: &Lab) {
+    let (mut warm, mut cold) = (vec![], vec![]);
+    for _ in 0..ROUNDS / 2 {
+        let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
+        cold.push(load(&server, "firefox").0);
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(500));
+            warm.push(load(&server, "firefox").0);
+        }
+    }
+    report(
+        "browser_request, warm Firefox",
+        &format!("{:.0} ms", median(warm)),
+        "no slower than Chrome by more than 200 ms",
+    );
+    report("browser_request, cold Firefox", &format!("{:.0} ms", median(cold)), "< 5200 ms");
 }
 
 /// The phases of a page's document, and curl's of the same resource, in turns; each over a new connection.

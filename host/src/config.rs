@@ -36,7 +36,7 @@ pub struct Engine {
     #[arg(long, env = "SCOUTER_MMDB_PATH", value_name = "FILE", global = true)]
     pub mmdb_path: Option<PathBuf>,
 
-    /// Loopback ports of the gate that browsers reach the network through; their number bounds the browsers at once
+    /// Loopback ports of the SOCKS proxy that browsers reach the network through; their number bounds the browsers at once
     #[arg(long, env = "SCOUTER_BROWSER_PORTS", value_name = "FIRST-LAST", default_value = "9001-9005",
           value_parser = ports, global = true)]
     pub browser_ports: RangeInclusive<u16>,

@@ -1,18 +1,14 @@
-//! Pages that attack, and browsers that die (threats 53, 54): nothing closed is reached, nothing is left running.
+//! Browsers that die, and servers that do (threat 54): the test says so, and nothing is left running.
 
-use std::net::UdpSocket;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use super::number;
 use super::pages::{DRIVERS, load, ports, server};
 use super::ping::nobody;
-use super::policy::{rebinding, watch_loopback};
 use crate::support::lab::{Lab, Namespace};
 use crate::support::server::{Server, children};
 use crate::support::site::{Reply, Site, response};
@@ -21,8 +17,6 @@ use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     trials!("lab::browser", lab =>
-        a_page_that_attacks_reaches_nothing_that_is_closed,
-        a_rebinding_name_is_looked_up_once,
         pages_know_nothing_of_each_other,
         whatever_dies_the_test_says_so_and_the_next_one_works,
         a_server_that_is_killed_leaves_nothing_behind,
@@ -58,108 +52,6 @@ fn exists(pid: &str) -> bool {
 fn folders() -> Vec<String> {
     let all = std::fs::read_dir(std::env::temp_dir()).expect("a folder").flatten();
     all.filter_map(|e| e.file_name().into_string().ok()).filter(|name| name.starts_with("scouter-browser-")).collect()
-}
-
-/// The page's own ways to places that are closed to it, and what it may reach.
-fn attack(port: u16, api: u16, udp: u16) -> String {
-    let places = [
-        format!("http://127.0.0.1:{port}/"),
-        format!("http://localhost:{port}/"),
-        format!("http://[::1]:{port}/"),
-        format!("http://127.1:{port}/"),
-        format!("http://0.0.0.0:{port}/"),
-        format!("http://10.77.0.1:{port}/"),
-        format!("http://[fd77::1]:{port}/"),
-        format!("http://loopback.lab.test:{port}/"),
-        format!("http://anything.localhost:{port}/"),
-        format!("http://127.0.0.1:{api}/api/v1.0/status"),
-        "http://169.254.169.254/latest/meta-data/".into(),
-        "http://metadata.lab.test/latest/".into(),
-        "file:///etc/passwd".into(),
-        "chrome://version".into(),
-        "about:config".into(),
-        "view-source:file:///etc/passwd".into(),
-    ];
-    let list = serde_json::to_string(&places).expect("JSON");
-    format!(
-        "<!doctype html><body><script>
-const places = {list};
-for (const place of places) {{
-  fetch(place, {{mode: 'no-cors'}}).then(() => fetch('/reached?' + encodeURIComponent(place)), () => {{}});
-  for (const kind of ['img', 'script', 'iframe', 'embed']) {{
-    const element = document.createElement(kind);
-    try {{ element.src = place; document.body.append(element); }} catch (error) {{}}
-  }}
-  try {{ new WebSocket(place.replace('http', 'ws')); }} catch (error) {{}}
-  try {{ navigator.sendBeacon(place, 'x'); }} catch (error) {{}}
-  try {{ open(place); }} catch (error) {{}}
-  for (const rel of ['preconnect', 'dns-prefetch', 'prefetch', 'stylesheet']) {{
-    const link = document.createElement('link');
-    link.rel = rel; link.href = place; document.head.append(link);
-  }}
-}}
-try {{
-  const peer = new RTCPeerConnection({{iceServers: [{{urls: 'stun:10.77.0.8:{udp}'}}, {{urls: 'stun:127.0.0.1:{udp}'}}]}});
-  peer.createDataChannel('x');
-  peer.createOffer().then(offer => peer.setLocalDescription(offer));
-}} catch (error) {{}}
-</script><img src=/fine>"
-    )
-}
-
-fn a_page_that_attacks_reaches_nothing_that_is_closed(lab: &Lab) {
-    let (port, count) = watch_loopback(lab);
-    let server = lab.server(&[("SCOUTER_BROWSER_PORTS", &ports()), ("SCOUTER_TARGETS_DENY", "10.77.0.1,fd77::1")]);
-    // STUN, to the target and to this host itself: neither may see a packet.
-    let target = lab.target.inside(|| UdpSocket::bind("10.77.0.8:0").expect("bound"));
-    let udp = target.local_addr().expect("an address").port();
-    let own = lab.probe.inside(|| UdpSocket::bind(("127.0.0.1", udp)).expect("bound"));
-    let html = attack(port, server.address.port(), udp);
-    let site = Site::new(lab, move |path| match path {
-        "/" => Reply::Html(html.clone()),
-        _ => response("200 OK", "Content-Length: 0\r\n", ""),
-    });
-    let before = number(&server.get("/api/v1.0/status").body["total_requests"]);
-    // Chrome's first page has a context and a door of its own, its others have not.
-    for driver in ["chrome", "chrome", "firefox"] {
-        let test = load(&server, json!({"url": site.url("/"), "driver": driver, "timeout_ms": 6000}));
-        assert_eq!(test["result"]["parent"]["status"], json!(200), "{driver}: {test}");
-        let reached = site.paths().into_iter().filter(|path| path.starts_with("/reached")).collect::<Vec<_>>();
-        assert!(reached.is_empty(), "{driver}: {reached:?}");
-        assert!(site.paths().contains(&"/fine".to_owned()), "{driver}: what is open is reached");
-        assert_eq!(count.load(Ordering::Relaxed), 0, "{driver}: connections to this host");
-        for socket in [&target, &own] {
-            socket.set_nonblocking(true).expect("set");
-            assert!(socket.recv(&mut [0; 64]).is_err(), "{driver}: a packet past the gate");
-        }
-    }
-    let after = number(&server.get("/api/v1.0/status").body["total_requests"]);
-    assert!((after - before - 4.0).abs() < 0.1, "the API got no request but ours: {before} {after}");
-    // Everything that was tried is in the gate's log, refused.
-    let log = server.log();
-    let through: Vec<&str> =
-        log.lines().filter(|line| line.contains(" gate ") && line.contains("cause=None")).collect();
-    assert!(!through.is_empty() && through.iter().all(|line| line.contains("10.77.0.8")), "{through:?}");
-    assert!(log.lines().any(|line| line.contains(" gate ") && line.contains("127.0.0.1") && line.contains("Denied")));
-    let services: Vec<&str> = log.lines().filter(|line| line.contains("google") || line.contains("mozilla")).collect();
-    assert!(services.is_empty(), "what browsers do on their own account gets no further: {services:?}");
-    assert!(
-        log.lines().any(|line| line.contains(" gate ") && line.contains("169.254.169.254") && line.contains("Denied"))
-    );
-}
-
-fn a_rebinding_name_is_looked_up_once(lab: &Lab) {
-    let (port, count) = watch_loopback(lab);
-    let (server, asked) = rebinding(lab, "10.77.0.7", &[("SCOUTER_BROWSER_PORTS", &ports())]);
-    let mut loaded = 0;
-    for round in 0..20 {
-        let driver = DRIVERS[round % 2];
-        let url = format!("http://rebind.example:{}/page/index.html", if round % 4 < 2 { 80 } else { port });
-        let test = server.test("browser_request", &json!({"url": url, "driver": driver, "timeout_ms": 5000}));
-        loaded += usize::from(test["failed"] == json!(false));
-        assert_eq!(count.load(Ordering::Relaxed), 0, "round {round}: {test}");
-    }
-    assert!(loaded > 0 && asked.load(Ordering::Relaxed) > 20, "{loaded} pages");
 }
 
 fn pages_know_nothing_of_each_other(lab: &Lab) {
@@ -200,15 +92,10 @@ fn victim(server: &Server, driver: &str, what: &str) -> Option<String> {
     let found = tree.iter().find(|(_, line)| {
         let chrome = driver == "chrome";
         let content = if chrome { line.contains("--type=") } else { line.contains("-contentproc") };
-        let own_driver = if chrome { "chromedriver" } else { "geckodriver" };
+        let own = if chrome { "--remote-debugging-pipe" } else { "--remote-debugging-port" };
         match what {
-            "keeper" => line.contains(" keep ") && line.contains(own_driver),
-            "driver" => !line.contains(" keep ") && line.contains(own_driver),
-            "browser" => {
-                !content
-                    && line.contains(if chrome { "/chromium " } else { "/firefox-esr " })
-                    && line.contains("--remote-debugging-port")
-            }
+            "supervisor" => line.contains(" supervise ") && line.contains(own),
+            "browser" => !line.contains(" supervise ") && !content && line.contains(own) && !line.contains("/bin/sh"),
             _ if chrome => line.contains("--type=renderer"),
             _ => content && line.contains(" tab"),
         }
@@ -224,10 +111,9 @@ fn whatever_dies_the_test_says_so_and_the_next_one_works(lab: &Lab) {
         _ => Reply::Html("<p>fine".into()),
     });
     for driver in DRIVERS {
-        let ways =
-            ["keeper", "driver", "browser", "renderer"].map(|what| (what, "-9", vec!["cold", "loading", "warm"]));
+        let ways = ["supervisor", "browser", "renderer"].map(|what| (what, "-9", vec!["cold", "loading", "warm"]));
         // Stopped, and never to go on.
-        let stops = ["keeper", "driver", "browser"].map(|what| (what, "-STOP", vec!["loading"]));
+        let stops = ["supervisor", "browser"].map(|what| (what, "-STOP", vec!["loading"]));
         for (what, signal, phases) in ways.into_iter().chain(stops) {
             for phase in phases {
                 let fresh = (phase == "cold").then(|| self::server(lab, &[]));
@@ -241,7 +127,7 @@ fn whatever_dies_the_test_says_so_and_the_next_one_works(lab: &Lab) {
                 let before = hangs(&site);
                 std::thread::scope(|scope| {
                     let test = (phase != "warm").then(|| scope.spawn(|| server.test("browser_request", &options)));
-                    let end = Instant::now() + Duration::from_secs(8);
+                    let end = Instant::now() + Duration::from_mins(1);
                     // Cold: as soon as it is there. Loading: when the page waits for its picture. Warm: while idle.
                     let mut killed = false;
                     while !killed && Instant::now() < end {
@@ -341,10 +227,10 @@ fn a_host_without_a_browser_says_what_is_missing(lab: &Lab) {
     let mut command = lab.probe.command("env");
     command.args(["PATH=/nonexistent", scouter()]);
     let server = lab.server_by(command, &[]);
-    for (driver, missing) in [("chrome", "chromedriver"), ("firefox", "geckodriver")] {
+    for (driver, missing) in [("chrome", "chromium or "), ("firefox", "firefox-esr or firefox")] {
         let test = server.test("browser_request", &json!({"url": "www.lab.test", "driver": driver}));
         let message = test["message"].as_str().expect("a message");
-        assert!(message.contains(&format!("{missing} is not installed on this host")), "{test}");
+        assert!(message.contains(missing) && message.contains(" is not installed on this host"), "{test}");
     }
     let test = server.test("http_request", &json!({"url": "http://www.lab.test/"}));
     assert_eq!(test["failed"], json!(false), "everything else works: {test}");
@@ -355,8 +241,10 @@ fn without_root_chrome_keeps_its_sandbox(lab: &Lab) {
         nobody(&lab.probe),
         &[("SCOUTER_CACHE_DIR", "/nonexistent/scouter"), ("SCOUTER_BROWSER_PORTS", &ports())],
     );
-    let test = load(&server, json!({"url": "http://www.lab.test/page/index.html"}));
-    assert_eq!(test["failed"], json!(false), "{test}");
+    for driver in DRIVERS {
+        let test = load(&server, json!({"url": "http://www.lab.test/page/index.html", "driver": driver}));
+        assert_eq!(test["failed"], json!(false), "{test}");
+    }
     let tree = tree(&server);
     assert!(!tree.iter().any(|(_, line)| line.contains("--no-sandbox")), "{tree:?}");
     let renderer = tree.iter().find(|(_, line)| line.contains("--type=renderer")).expect("a renderer");
@@ -384,7 +272,7 @@ fn what_this_host_cannot_reach_is_not_the_targets_failure(_: &Lab) {
     bare.delete();
 }
 
-/// As in many containers: there chromedriver cannot tell which port it took.
+/// As in many containers.
 fn a_machine_without_ipv6_has_browsers_too(_: &Lab) {
     let four = Namespace::add(format!("scouter-{}-b4", std::process::id()));
     four.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1");

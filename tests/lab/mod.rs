@@ -1,5 +1,6 @@
 //! Real servers in network namespaces; the same questions put to ping, dig and curl.
 
+mod attacks;
 mod browser;
 mod dns;
 mod dns_path;
@@ -37,6 +38,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(policy::trials(lab));
     all.extend(pages::trials(lab));
     all.extend(browser::trials(lab));
+    all.extend(attacks::trials(lab));
     all
 }
 

@@ -34,7 +34,7 @@ pub fn watch_loopback(lab: &Lab) -> (u16, Arc<AtomicU64>) {
     count_connections(&lab.probe)
 }
 
-fn count_connections(namespace: &Namespace) -> (u16, Arc<AtomicU64>) {
+pub fn count_connections(namespace: &Namespace) -> (u16, Arc<AtomicU64>) {
     let count = Arc::new(AtomicU64::new(0));
     let v4 = namespace.inside(|| TcpListener::bind("0.0.0.0:0").expect("bound"));
     let port = v4.local_addr().expect("an address").port();

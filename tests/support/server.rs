@@ -209,10 +209,12 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // Those who clean up after it, when it is killed.
-        let keepers = children(self.pid());
+        let supervisors = children(self.pid());
         let _ = self.child.kill();
         let _ = self.child.wait();
-        until("keepers have ended", || keepers.iter().all(|pid| !std::path::Path::new("/proc").join(pid).exists()));
+        until("supervisors have ended", || {
+            supervisors.iter().all(|pid| !std::path::Path::new("/proc").join(pid).exists())
+        });
     }
 }
 

@@ -56,12 +56,12 @@ enum Command {
     /// Find out whether a browser may have a sandbox of its own
     #[command(hide = true)]
     Unshare,
-    /// Run a browser's driver, and end everything that it started when it or the standard input ends
+    /// Run a browser, and end everything that it started when it or the standard input ends
     #[command(hide = true)]
-    Keep {
+    Supervise {
         folder: std::path::PathBuf,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        driver: Vec<String>,
+        program: Vec<String>,
     },
 }
 
@@ -79,8 +79,8 @@ pub fn main() -> ExitCode {
         Some(Command::Compile) => crate::sandbox::compile_main().map(|()| ExitCode::SUCCESS),
         Some(Command::Unshare) => scouter_net::browser::unshare_main().map(|()| ExitCode::SUCCESS),
         Some(Command::Health(asked)) => health::health(&asked),
-        Some(Command::Keep { folder, driver }) => {
-            scouter_net::browser::keeper_main(&folder, &driver).map(|()| ExitCode::SUCCESS)
+        Some(Command::Supervise { folder, program }) => {
+            scouter_net::browser::supervisor_main(&folder, &program).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Run(run)) => {
             log(&cli.engine, "error");

@@ -1,6 +1,6 @@
 //! What browsers call a failure, in words of ours.
 
-use super::gate::Cause;
+use super::socks::Cause;
 use super::{Failure, FailureKind};
 
 /// The page was stopped while this was under way.
@@ -8,7 +8,7 @@ pub const STOPPED: &str = "stopped";
 /// Likewise, because the page had passed a limit.
 pub const CUT: &str = "cut";
 
-/// Chrome: `net::ERR_…`; Firefox: `NS_ERROR_…`, wrapped around the words of its certificate check. The gate knows better
+/// Chrome: `net::ERR_…`; Firefox: `NS_ERROR_…`, wrapped around the words of its certificate check. The SOCKS proxy knows better
 /// why there was no connection.
 #[must_use]
 pub fn failure(word: &str, cause: Option<&Cause>) -> Failure {
@@ -91,7 +91,7 @@ mod tests {
                 assert_eq!(failure(word, None).kind, kind, "{word}");
             }
         }
-        let gate = failure("net::ERR_SOCKS_CONNECTION_FAILED", Some(&Cause::Denied("Target".into())));
-        assert_eq!(gate, Failure { kind: FailureKind::Denied, reason: "Target".into() });
+        let denied = failure("net::ERR_SOCKS_CONNECTION_FAILED", Some(&Cause::Denied("Target".into())));
+        assert_eq!(denied, Failure { kind: FailureKind::Denied, reason: "Target".into() });
     }
 }

@@ -1,30 +1,38 @@
-//! One running browser: its driver, its session, its port of the gate.
+//! One running browser: its processes, its control channel, its SOCKS proxy.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
-use fantoccini::ClientBuilder;
-use hyper_util::client::legacy::connect::HttpConnector;
+use anyhow::{Context, anyhow, bail};
 use nix::sched::CloneFlags;
-use serde_json::{Map, Value, json};
-use tokio::sync::OnceCell;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::ChildStderr;
+use tokio::sync::{OnceCell, watch};
 
-use super::Kind;
-use super::bidi::Bidi;
-use super::gate::Gate;
-use super::keeper::Keeper;
-use super::load::{self, Prepared};
+use super::chrome::{self, Chrome};
+use super::connection::{Answer, CommandError, Connection};
+use super::events::EventSink;
+use super::firefox::{self, Firefox};
+use super::socks::SocksProxy;
+use super::supervisor::Supervisor;
+use super::{Kind, Request};
 
 /// A browser that is not ready after this will not be.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
+/// Commands that any browser answers at once, on a busy machine too.
+pub const PROMPT: Duration = Duration::from_secs(15);
+/// A page's own script may be in the way of these.
+pub const ASK: Duration = Duration::from_secs(3);
+/// The part of a page that is seen.
+pub const VIEWPORT: (u32, u32) = (1280, 720);
+/// No line of what a browser prints is kept beyond this.
+const LINE_BYTES: usize = 300;
 
-/// What must be installed for a kind of browser.
+/// A kind of browser on this host.
 pub struct Installed {
-    pub driver: PathBuf,
     pub browser: PathBuf,
 }
 
@@ -34,15 +42,13 @@ impl Installed {
     /// # Errors
     /// Names what is missing.
     pub fn find(kind: Kind) -> Result<Self, String> {
-        let (driver, browsers): (_, &[_]) = match kind {
-            Kind::Chrome => ("chromedriver", &["chromium", "chromium-browser", "google-chrome", "chrome"]),
-            Kind::Firefox => ("geckodriver", &["firefox-esr", "firefox"]),
+        let names: &[_] = match kind {
+            Kind::Chrome => &["chromium", "chromium-browser", "google-chrome", "chrome"],
+            Kind::Firefox => &["firefox-esr", "firefox"],
         };
-        let missing = |what: &str| format!("{what} is not installed on this host (looked for in PATH)");
-        Ok(Self {
-            driver: in_path(driver).ok_or_else(|| missing(driver))?,
-            browser: browsers.iter().find_map(|name| in_path(name)).ok_or_else(|| missing(&browsers.join(" or ")))?,
-        })
+        let browser = names.iter().find_map(|name| in_path(name));
+        let missing = || format!("{} is not installed on this host (looked for in PATH)", names.join(" or "));
+        Ok(Self { browser: browser.ok_or_else(missing)? })
     }
 }
 
@@ -56,109 +62,240 @@ fn is_program(file: &Path) -> bool {
     file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
+/// A context of a page's own, with a window in it, in which nothing has been loaded yet.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Chrome's browser context, Firefox's user context.
+    pub context: String,
+    /// Chrome's target, which is its main frame too; Firefox's browsing context.
+    pub page: String,
+    /// Chrome's session with the target.
+    pub session: String,
+    /// Firefox fixes it when the context is made.
+    pub verify_tls: bool,
+}
+
+enum Driver {
+    Chrome(Chrome),
+    Firefox(Firefox),
+}
+
 pub struct Session {
     pub kind: Kind,
     /// Name and version.
     pub name: String,
-    pub bidi: Bidi,
-    pub gate: Arc<Gate>,
+    driver: Arc<Driver>,
+    pub sink: Arc<EventSink>,
+    pub proxy: Arc<SocksProxy>,
     pub started: Instant,
     pub used: Instant,
     pub loads: u32,
     /// For the next page.
     pub spare: Option<Prepared>,
-    /// The driver's standard output ends with it.
-    pub keeper: Keeper,
+    pub supervisor: Supervisor,
 }
 
 impl Session {
-    /// A browser whose first page will verify certificates, or not.
-    ///
     /// # Errors
     /// When the browser does not start.
-    pub async fn start(kind: Kind, installed: &Installed, gate: Arc<Gate>, verify_tls: bool) -> anyhow::Result<Self> {
-        match tokio::time::timeout(START, Self::start_unbounded(kind, installed, gate, verify_tls)).await {
-            Ok(started) => started,
-            Err(_) => Err(anyhow!("{kind} does not start within {} s", START.as_secs())),
-        }
+    pub async fn start(kind: Kind, installed: &Installed, proxy: Arc<SocksProxy>) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("scouter-browser-").tempdir()?;
+        let start = Self::start_in(folder.path(), kind, installed, proxy);
+        let started = match tokio::time::timeout(START, start).await {
+            Ok(started) => started?,
+            Err(_) => bail!("{kind} does not start within {} s", START.as_secs()),
+        };
+        // From here on the supervisor removes it.
+        let _ = folder.keep();
+        Ok(started)
     }
 
-    async fn start_unbounded(
+    async fn start_in(
+        folder: &Path,
         kind: Kind,
         installed: &Installed,
-        gate: Arc<Gate>,
-        verify_tls: bool,
+        proxy: Arc<SocksProxy>,
     ) -> anyhow::Result<Self> {
-        let driver = installed.driver.to_str().context("its path is not UTF-8")?;
-        let keeper = match kind {
-            Kind::Chrome => chromedriver(driver).await?,
-            Kind::Firefox => Keeper::start(&[driver, "--port=0", "--websocket-port=0"], geckodriver_listens).await?,
-        };
         let browser = installed.browser.to_str().context("its path is not UTF-8")?;
-        let capabilities = match kind {
-            Kind::Chrome => chrome(browser, keeper.folder(), gate.own_port, verify_tls, sandbox().await),
-            Kind::Firefox => firefox(browser, gate.own_port),
+        let sink = Arc::<EventSink>::default();
+        let (command, stdout, channel) = match kind {
+            Kind::Chrome => {
+                chrome::write_profile(folder)?;
+                let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+                ours.set_nonblocking(true)?;
+                let command = chrome::command(browser, folder, proxy.own_port, sandbox().await);
+                (command, Stdio::from(std::os::fd::OwnedFd::from(theirs)), Some(UnixStream::from_std(ours)?))
+            }
+            Kind::Firefox => {
+                firefox::write_profile(folder, proxy.own_port)?;
+                (firefox::command(browser, folder), Stdio::null(), None)
+            }
         };
-        // The session is ended by ending its processes; this client is only for its beginning.
-        let client = ClientBuilder::new(HttpConnector::new())
-            .capabilities(capabilities)
-            .connect(&format!("http://127.0.0.1:{}", keeper.port))
-            .await?;
-        client.persist().await?;
-        let told = client.capabilities().context("the driver says nothing of the session")?;
-        let text = |name: &str| told.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let name = format!("{} {}", kind.title(), text("browserVersion"));
-        let url = text("webSocketUrl");
-        let bidi = Bidi::connect(&url).await.with_context(|| format!("no connection to {kind}"))?;
-        let now = Instant::now();
-        let mut session = Self { kind, name, bidi, gate, started: now, used: now, loads: 0, spare: None, keeper };
-        if kind == Kind::Chrome {
-            session.spare = Some(load::first(&session, verify_tls).await.context("it does not take commands")?);
-        }
-        Ok(session)
+        let (mut supervisor, stderr) = Supervisor::start(folder, &command, stdout)?;
+        proxy.serve(supervisor.pipe());
+        let (tell, mut printed) = watch::channel(Printed::default());
+        tokio::spawn(follow(stderr, tell));
+        let last = printed.clone();
+        let open = async {
+            Ok::<_, anyhow::Error>(if let Some(channel) = channel {
+                let (chrome, version) = Chrome::open(channel, Arc::clone(&sink), START).await?;
+                (Driver::Chrome(chrome), version)
+            } else {
+                let port = printed.wait_for(|printed| printed.port.is_some()).await?.port.unwrap_or_default();
+                let (firefox, version) = Firefox::open(port, Arc::clone(&sink), START).await?;
+                (Driver::Firefox(firefox), version)
+            })
+        };
+        let opened = tokio::select! {
+            opened = open => opened,
+            () = supervisor.ended() => Err(anyhow!("it ended at once")),
+        };
+        let (driver, version) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                supervisor.end().await;
+                let last = last.borrow().line.clone();
+                return Err(if last.is_empty() { error } else { error.context(last) });
+            }
+        };
+        let (name, now) = (format!("{kind} {version}"), Instant::now());
+        let driver = Arc::new(driver);
+        Ok(Self { kind, name, driver, sink, proxy, started: now, used: now, loads: 0, spare: None, supervisor })
     }
 
     /// Does its connection stand, which falls with the browser, and is there somebody who will end it?
     #[must_use]
     pub fn is_alive(&mut self) -> bool {
-        !self.bidi.events.is_closed() && self.keeper.is_there()
+        !self.driver.connection().is_closed() && self.supervisor.is_there()
     }
-}
 
-/// Told to take any free port it takes one of IPv6, and gives up when somebody has the same one of IPv4; without IPv6 it
-/// does not say which it took. So then it is given one that was free a moment ago; and another one when that is taken.
-async fn chromedriver(driver: &str) -> anyhow::Result<Keeper> {
-    let mut left = 5;
-    loop {
-        let port = match TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
-            Ok(_) => 0,
-            Err(_) => TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port(),
+    /// Waits until the browser has ended, or closed its connection.
+    pub async fn ended(&mut self) {
+        tokio::select! {
+            () = self.driver.connection().closed() => {}
+            () = self.supervisor.ended() => {}
+        }
+    }
+
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn prepare(&self, verify_tls: bool) -> Result<Prepared, CommandError> {
+        match &*self.driver {
+            Driver::Chrome(chrome) => chrome.prepare(self.proxy.port).await,
+            Driver::Firefox(firefox) => firefox.prepare(self.proxy.port, verify_tls).await,
+        }
+    }
+
+    /// A context for this request: the one that is ready, or another one.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn ready(&mut self, request: &Request) -> Result<Prepared, CommandError> {
+        if !self.supervisor.pipe().answers().await {
+            return Err(CommandError::Gone);
+        }
+        let spare = self.spare.take();
+        let fits = |spare: &Prepared| self.kind == Kind::Chrome || spare.verify_tls == request.verify_tls;
+        let prepared = match spare {
+            Some(spare) if fits(&spare) => spare,
+            other => {
+                if let Some(spare) = other {
+                    self.forget(&spare).await?;
+                }
+                self.prepare(request.verify_tls).await?
+            }
         };
-        match Keeper::start(&[driver, &format!("--port={port}")], chromedriver_listens).await {
-            Err(error) if left > 0 && error.to_string().contains("port not available") => left -= 1,
-            started => return started,
+        match &*self.driver {
+            Driver::Chrome(chrome) => chrome.configure(&prepared, request).await?,
+            Driver::Firefox(firefox) => firefox.configure(&prepared, request).await?,
+        }
+        Ok(prepared)
+    }
+
+    /// Ends all of a page.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn forget(&self, used: &Prepared) -> Result<(), CommandError> {
+        match &*self.driver {
+            Driver::Chrome(chrome) => chrome.forget(used).await,
+            Driver::Firefox(firefox) => firefox.forget(used).await,
+        }
+    }
+
+    /// Not before the document is there does it answer.
+    pub async fn navigate(&self, prepared: &Prepared, url: &str) -> Answer {
+        match &*self.driver {
+            Driver::Chrome(chrome) => chrome.navigate(prepared, url).await,
+            Driver::Firefox(firefox) => firefox.navigate(prepared, url).await,
+        }
+    }
+
+    /// Runs a script of ours in the page; the text that it gives.
+    pub fn evaluate(
+        &self,
+        prepared: &Prepared,
+        script: String,
+    ) -> impl Future<Output = Result<String, CommandError>> + Send + use<> {
+        let driver = Arc::clone(&self.driver);
+        let prepared = prepared.clone();
+        async move {
+            match &*driver {
+                Driver::Chrome(chrome) => chrome.evaluate(&prepared, &script).await,
+                Driver::Firefox(firefox) => firefox.evaluate(&prepared, &script).await,
+            }
+        }
+    }
+
+    /// The picture in base64.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn screenshot(&self, prepared: &Prepared) -> Result<String, CommandError> {
+        match &*self.driver {
+            Driver::Chrome(chrome) => chrome.screenshot(prepared).await,
+            Driver::Firefox(firefox) => firefox.screenshot(prepared).await,
         }
     }
 }
 
-fn chromedriver_listens(line: &str) -> Option<u16> {
-    let (_, rest) = line.split_once("started successfully on port ")?;
-    rest.trim_end_matches('.').parse().ok()
+impl Driver {
+    fn connection(&self) -> &Connection {
+        match self {
+            Self::Chrome(chrome) => &chrome.connection,
+            Self::Firefox(firefox) => &firefox.connection,
+        }
+    }
 }
 
-fn geckodriver_listens(line: &str) -> Option<u16> {
-    line.split_once("Listening on ")?.1.rsplit(':').next()?.trim().parse().ok()
+/// What a browser has printed so far.
+#[derive(Debug, Default)]
+struct Printed {
+    /// The last line.
+    line: String,
+    /// Where Firefox listens.
+    port: Option<u16>,
 }
 
-/// What both are asked for. A dialogue of a page must not hold it up.
-fn common(browser: &str) -> Map<String, Value> {
-    let wanted = json!({
-        "browserName": browser,
-        "webSocketUrl": true,
-        "pageLoadStrategy": "none",
-        "unhandledPromptBehavior": {"default": "dismiss", "beforeUnload": "accept"},
-    });
-    wanted.as_object().cloned().unwrap_or_default()
+/// Reads what a browser prints, to its end: a pipe that nobody reads fills up, and then the browser waits. Pages print too,
+/// lines of any length.
+async fn follow(mut stderr: ChildStderr, tell: watch::Sender<Printed>) {
+    let (mut chunk, mut line) = ([0; 4096], vec![]);
+    while let Ok(count @ 1..) = stderr.read(&mut chunk).await {
+        for byte in &chunk[..count] {
+            if *byte == b'\n' {
+                let text = String::from_utf8_lossy(&line).trim().to_owned();
+                line.clear();
+                let port = firefox::listens(&text);
+                tell.send_modify(|printed| {
+                    printed.port = printed.port.or(port);
+                    printed.line = text;
+                });
+            } else if line.len() < LINE_BYTES {
+                line.push(*byte);
+            }
+        }
+    }
 }
 
 /// Can Chrome have its own sandbox? It needs a user that is not root, and new user namespaces, which many containers
@@ -189,96 +326,4 @@ async fn sandbox() -> bool {
 pub fn unshare_main() -> anyhow::Result<()> {
     let all = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET;
     Ok(nix::sched::unshare(all)?)
-}
-
-/// All of it leads to the gate's door for the browser itself; pages but the first have the other one. `<-loopback>`:
-/// without it addresses of loopback and link-local are reached past any proxy.
-fn chrome(browser: &str, folder: &Path, own_port: u16, verify_tls: bool, sandbox: bool) -> Map<String, Value> {
-    let mut arguments: Vec<String> = [
-        "--headless",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--no-default-browser-check",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-domain-reliability",
-        "--disable-sync",
-        "--disable-extensions",
-        "--disable-dev-shm-usage",
-        "--mute-audio",
-        "--window-size=1280,720",
-        "--force-device-scale-factor=1",
-        "--proxy-bypass-list=<-loopback>",
-        "--webrtc-ip-handling-policy=disable_non_proxied_udp",
-        // A URL is loaded as it is written, not first with another scheme.
-        "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,OptimizationHints,MediaRouter,Translate,\
-         NetworkTimeServiceQuerying",
-        // Accounts, extensions and components are looked for where nothing is: while the first page is being loaded, the
-        // gate cannot tell such a request from one of the page's.
-        "--gaia-url=http://127.0.0.1:9/",
-        "--apps-gallery-update-url=http://127.0.0.1:9/",
-        "--component-updater=url-source=http://127.0.0.1:9/",
-    ]
-    .map(String::from)
-    .into();
-    arguments.push(format!("--user-data-dir={}", folder.join("profile").display()));
-    arguments.push(format!("--proxy-server=socks5://127.0.0.1:{own_port}"));
-    if !sandbox {
-        arguments.push("--no-sandbox".into());
-    }
-    let mut wanted = common("chrome");
-    wanted.insert("acceptInsecureCerts".into(), json!(!verify_tls));
-    wanted.insert(
-        "goog:chromeOptions".into(),
-        json!({"binary": browser, "args": arguments, "prefs": {
-            // No connections ahead of time: they would take the phases away from the request that they are for.
-            "net": {"network_prediction_options": 2},
-            "webrtc": {"ip_handling_policy": "disable_non_proxied_udp"},
-            "search": {"suggest_enabled": false},
-            "safebrowsing": {"enabled": false},
-            "credentials_enable_service": false,
-        }}),
-    );
-    wanted
-}
-
-fn firefox(browser: &str, own_port: u16) -> Map<String, Value> {
-    let mut wanted = common("firefox");
-    wanted.insert(
-        "moz:firefoxOptions".into(),
-        json!({"binary": browser, "args": ["-headless", "--width=1280", "--height=720"], "prefs": {
-            "network.proxy.type": 1,
-            "network.proxy.socks": "127.0.0.1",
-            "network.proxy.socks_port": own_port,
-            "network.proxy.socks_version": 5,
-            "network.proxy.socks_remote_dns": true,
-            "network.proxy.socks5_remote_dns": true,
-            "network.proxy.no_proxies_on": "",
-            "network.proxy.allow_hijacking_localhost": true,
-            "network.proxy.failover_direct": false,
-            "network.proxy.allow_bypass": false,
-            "network.dns.disablePrefetch": true,
-            "network.dns.disablePrefetchFromHTTPS": true,
-            "network.prefetch-next": false,
-            "network.predictor.enabled": false,
-            "network.http.speculative-parallel-limit": 0,
-            "network.http.http3.enable": false,
-            "network.http.request.max-attempts": 1,
-            "network.trr.mode": 5,
-            "network.captive-portal-service.enabled": false,
-            "network.connectivity-service.enabled": false,
-            "dom.security.https_first": false,
-            "dom.security.https_only_mode": false,
-            "browser.safebrowsing.malware.enabled": false,
-            "browser.safebrowsing.phishing.enabled": false,
-            "media.peerconnection.enabled": false,
-            "toolkit.telemetry.enabled": false,
-            "app.update.enabled": false,
-            "app.normandy.enabled": false,
-            "services.settings.server": "http://127.0.0.1:9/",
-            "browser.tabs.unloadOnLowMemory": false,
-        }}),
-    );
-    wanted
 }

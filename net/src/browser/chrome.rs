@@ -1,0 +1,346 @@
+//! Chrome, driven by its own `DevTools` protocol over a pipe that nobody else can use. chromedriver would bring WebDriver
+//! BiDi: by a script in a hidden page of its own, which costs each start 0.3 s and each browser a process, and opens a port
+//! to everybody on this host.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+use super::connection::{Answer, Command, CommandError, Connection, Notice};
+use super::events::EventSink;
+use super::framing::Framing;
+use super::message::{Event, Text};
+use super::session::{ASK, PROMPT, Prepared, VIEWPORT};
+use super::{Header, Request};
+
+/// A page that opens more windows gets no more of them watched.
+const WINDOWS: usize = 1000;
+/// The world in which this program's own scripts run: what the page has changed of the language it does not see.
+const WORLD: &str = "scouter";
+
+/// Pages that nobody looks at the address bar of need no suggestions in it; a URL is loaded as it is written, not first
+/// with another scheme; and a page with WebRTC would have Chrome join the multicast group of mDNS.
+const DISABLED: &str = "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,OptimizationHints,MediaRouter,WebRtcHideLocalIpsWithMdns,\
+                        Translate,NetworkTimeServiceQuerying,WebUIOmniboxPopup,WebUIOmniboxAimPopup,WebUIOmniboxFullPopup";
+
+const ARGUMENTS: [&str; 29] = [
+    "--headless",
+    "--remote-debugging-pipe",
+    // Windows are opened for pages only.
+    "--no-startup-window",
+    "--enable-automation",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-background-networking",
+    "--disable-client-side-phishing-detection",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-domain-reliability",
+    "--disable-hang-monitor",
+    "--disable-prompt-on-repost",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
+    "--password-store=basic",
+    "--use-mock-keychain",
+    "--mute-audio",
+    "--window-size=1280,720",
+    "--force-device-scale-factor=1",
+    // Names are looked up by the proxy, and by nobody else. Without the exception Chrome could not find the proxy.
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+    // Without this, addresses of loopback and link-local are reached past any proxy.
+    "--proxy-bypass-list=<-loopback>",
+    "--webrtc-ip-handling-policy=disable_non_proxied_udp",
+    // Accounts, extensions and components are looked for where nothing is.
+    "--gaia-url=http://127.0.0.1:9/",
+    "--apps-gallery-update-url=http://127.0.0.1:9/",
+    "--component-updater=url-source=http://127.0.0.1:9/",
+];
+
+/// The program and its arguments. All of Chrome but its pages is led to `own_port`. Descriptors 3 and 4, which Chrome reads
+/// commands from and writes to, are its standard output: a socket.
+pub fn command(browser: &str, folder: &Path, own_port: u16, sandbox: bool) -> Vec<String> {
+    let start = ["/bin/sh", "-c", r#"exec "$0" "$@" 3<&1 4>&1 1>&2"#, browser].map(String::from);
+    let mut command: Vec<String> = start.into_iter().chain(ARGUMENTS.map(String::from)).collect();
+    command.push(DISABLED.into());
+    command.push(format!("--user-data-dir={}", folder.join("profile").display()));
+    command.push(format!("--proxy-server=socks5://127.0.0.1:{own_port}"));
+    if !sandbox {
+        command.push("--no-sandbox".into());
+    }
+    command
+}
+
+/// Writes what Chrome has no arguments for.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_profile(folder: &Path) -> std::io::Result<()> {
+    let settings = json!({
+        // No connections ahead of time: they would take the phases away from the request that they are for.
+        "net": {"network_prediction_options": 2},
+        "webrtc": {"ip_handling_policy": "disable_non_proxied_udp"},
+        "search": {"suggest_enabled": false},
+        "safebrowsing": {"enabled": false},
+        "credentials_enable_service": false,
+    });
+    let folder = folder.join("profile/Default");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("Preferences"), settings.to_string())
+}
+
+/// How the targets of the page are set up: windows, frames of other sites, workers. Each waits, when it begins, until that
+/// is done.
+#[derive(Default)]
+struct Targets {
+    /// The session of each window.
+    windows: Mutex<HashMap<String, String>>,
+    attached: Notify,
+    settings: Mutex<Settings>,
+}
+
+#[derive(Default)]
+struct Settings {
+    ignore_certificates: bool,
+    headers: Map<String, Value>,
+}
+
+impl Settings {
+    fn commands(&self) -> [Command; 2] {
+        [
+            Command::new("Security.setIgnoreCertificateErrors", json!({"ignore": self.ignore_certificates})),
+            Command::new("Network.setExtraHTTPHeaders", json!({"headers": self.headers})),
+        ]
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Attached {
+    session_id: Text,
+    target_info: TargetInfo,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct TargetInfo {
+    target_id: Text,
+    r#type: Text,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Dialog {
+    r#type: Text,
+}
+
+fn attach() -> Command {
+    // Tabs contain windows, and Chrome's own user interface is nobody's page.
+    let filter = json!([{"type": "browser", "exclude": true}, {"type": "tab", "exclude": true},
+                        {"type": "browser_ui", "exclude": true}, {}]);
+    Command::new(
+        "Target.setAutoAttach",
+        json!({"autoAttach": true, "waitForDebuggerOnStart": true, "flatten": true, "filter": filter}),
+    )
+}
+
+impl Targets {
+    fn react(&self, event: &Event<'_>) -> Vec<Command> {
+        match event.method {
+            "Target.attachedToTarget" => event.params().map(|attached| self.set_up(attached)).unwrap_or_default(),
+            // A dialogue of a page must not hold it up.
+            "Page.javascriptDialogOpening" => {
+                let leaves = event.params::<Dialog>().is_some_and(|dialog| *dialog.r#type == *"beforeunload");
+                let answer = Command::new("Page.handleJavaScriptDialog", json!({"accept": leaves}));
+                event.session.map(|session| answer.to(session)).into_iter().collect()
+            }
+            _ => vec![],
+        }
+    }
+
+    fn set_up(&self, attached: Attached) -> Vec<Command> {
+        let (session, target) = (attached.session_id, attached.target_info);
+        let mut commands = vec![];
+        let mut add = |method, params| commands.push(Command::new(method, params).to(&session));
+        let document = matches!(&*target.r#type, "page" | "iframe");
+        if document || target.r#type.ends_with("worker") {
+            add("Network.enable", json!({}));
+            add("Runtime.enable", json!({}));
+        }
+        if document {
+            add("Page.enable", json!({}));
+            add("Page.setLifecycleEventsEnabled", json!({"enabled": true}));
+            add("Inspector.enable", json!({}));
+        }
+        commands.push(attach().to(&session));
+        commands.extend(self.settings.lock().commands().map(|command| command.to(&session)));
+        commands.push(Command::new("Runtime.runIfWaitingForDebugger", json!({})).to(&session));
+        if *target.r#type == *"page" {
+            let mut windows = self.windows.lock();
+            if windows.len() < WINDOWS {
+                windows.insert(target.target_id.0, session.0);
+            }
+            self.attached.notify_waiters();
+        }
+        commands
+    }
+
+    async fn session_of(&self, target: &str) -> Result<String, CommandError> {
+        let wait = async {
+            loop {
+                let mut attached = std::pin::pin!(self.attached.notified());
+                attached.as_mut().enable();
+                if let Some(session) = self.windows.lock().get(target) {
+                    return session.clone();
+                }
+                attached.await;
+            }
+        };
+        tokio::time::timeout(PROMPT, wait).await.map_err(|_| CommandError::Timeout(PROMPT))
+    }
+}
+
+pub struct Chrome {
+    pub connection: Arc<Connection>,
+    targets: Arc<Targets>,
+}
+
+impl Chrome {
+    /// The other value is its version.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn open(
+        stream: UnixStream,
+        sink: Arc<EventSink>,
+        within: Duration,
+    ) -> Result<(Self, String), CommandError> {
+        #[derive(Deserialize)]
+        struct Version {
+            product: String,
+        }
+        let targets = Arc::<Targets>::default();
+        let own = Arc::clone(&targets);
+        let connection = Connection::open(stream, Framing::NulTerminated, move |notice| {
+            sink.deliver(&notice);
+            if let Notice::Event(event) = notice { own.react(&event) } else { vec![] }
+        });
+        let (version, _) = tokio::try_join!(
+            connection.call::<Version>(Command::new("Browser.getVersion", json!({})), within),
+            connection.call::<IgnoredAny>(attach(), within)
+        )?;
+        let version = version.product.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok((Self { connection: Arc::new(connection), targets }, version))
+    }
+
+    /// A browser context of a page's own, with a window in it.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn prepare(&self, proxy_port: u16) -> Result<Prepared, CommandError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Made {
+            #[serde(default)]
+            browser_context_id: String,
+            #[serde(default)]
+            target_id: String,
+        }
+        let proxy = format!("socks5://127.0.0.1:{proxy_port}");
+        let made = json!({"disposeOnDetach": true, "proxyServer": proxy, "proxyBypassList": "<-loopback>"});
+        let made: Made = self.connection.call(Command::new("Target.createBrowserContext", made), PROMPT).await?;
+        let context = made.browser_context_id;
+        let denied = json!({"behavior": "deny", "browserContextId": context});
+        let window = json!({"url": "about:blank", "browserContextId": context});
+        let (_, made) = tokio::try_join!(
+            self.connection.call::<IgnoredAny>(Command::new("Browser.setDownloadBehavior", denied), PROMPT),
+            self.connection.call::<Made>(Command::new("Target.createTarget", window), PROMPT)
+        )?;
+        let session = self.targets.session_of(&made.target_id).await?;
+        let (width, height) = VIEWPORT;
+        let view = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        let view = Command::new("Emulation.setDeviceMetricsOverride", view).to(&session);
+        self.connection.call::<IgnoredAny>(view, PROMPT).await?;
+        Ok(Prepared { context, page: made.target_id, session, verify_tls: true })
+    }
+
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn configure(&self, prepared: &Prepared, request: &Request) -> Result<(), CommandError> {
+        let headers = request.headers.iter().map(|(name, value): &Header| (name.clone(), json!(value))).collect();
+        let settings = Settings { ignore_certificates: !request.verify_tls, headers };
+        let [certificates, headers] = settings.commands().map(|command| command.to(&prepared.session));
+        *self.targets.settings.lock() = settings;
+        tokio::try_join!(
+            self.connection.call::<IgnoredAny>(certificates, PROMPT),
+            self.connection.call::<IgnoredAny>(headers, PROMPT)
+        )
+        .map(drop)
+    }
+
+    pub async fn navigate(&self, prepared: &Prepared, url: &str) -> Answer {
+        self.connection.send(Command::new("Page.navigate", json!({"url": url})).to(&prepared.session)).await
+    }
+
+    /// Runs a script in a world of its own; the text that it gives, or the promise of one.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn evaluate(&self, prepared: &Prepared, script: &str) -> Result<String, CommandError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct World {
+            execution_context_id: i64,
+        }
+        #[derive(Deserialize)]
+        struct Evaluated {
+            result: Given,
+        }
+        #[derive(Deserialize)]
+        struct Given {
+            #[serde(default)]
+            value: Text,
+        }
+        let world = json!({"frameId": prepared.page, "worldName": WORLD});
+        let world = Command::new("Page.createIsolatedWorld", world).to(&prepared.session);
+        let world: World = self.connection.call(world, ASK).await?;
+        let wanted = json!({"expression": script, "contextId": world.execution_context_id, "awaitPromise": true,
+                            "returnByValue": true});
+        let command = Command::new("Runtime.evaluate", wanted).to(&prepared.session);
+        Ok(self.connection.call::<Evaluated>(command, ASK).await?.result.value.0)
+    }
+
+    /// The picture in base64.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn screenshot(&self, prepared: &Prepared) -> Result<String, CommandError> {
+        #[derive(Deserialize)]
+        struct Taken {
+            data: String,
+        }
+        let command = Command::new("Page.captureScreenshot", json!({"format": "png"})).to(&prepared.session);
+        Ok(self.connection.call::<Taken>(command, PROMPT).await?.data)
+    }
+
+    /// Ends all of a page.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn forget(&self, used: &Prepared) -> Result<(), CommandError> {
+        let gone = json!({"browserContextId": used.context});
+        self.connection.call::<IgnoredAny>(Command::new("Target.disposeBrowserContext", gone), ASK).await?;
+        self.targets.windows.lock().clear();
+        Ok(())
+    }
+}

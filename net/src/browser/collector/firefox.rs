@@ -1,0 +1,244 @@
+//! Firefox's events: WebDriver BiDi.
+
+use serde::Deserialize;
+use serde_json::Number;
+
+use super::super::message::{Event, Text, first};
+use super::{Begun, Collector, Entry, FRAMES, Header, Key, whole};
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ContextCreated {
+    context: Text,
+    parent: Text,
+    original_opener: Text,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Loaded {
+    context: Text,
+    navigation: Text,
+}
+
+/// Without the values that were logged: a page may log an array of any length.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct EntryAdded {
+    level: Text,
+    text: Text,
+    source: Source,
+    stack_trace: Option<StackTrace>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Source {
+    context: Text,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct StackTrace {
+    #[serde(deserialize_with = "first::<_, _, 1>")]
+    call_frames: Vec<CallFrame>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct CallFrame {
+    url: Text,
+    line_number: Option<Number>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Network {
+    context: Text,
+    navigation: Text,
+    redirect_count: u64,
+    timestamp: f64,
+    request: Request,
+    response: Option<Response>,
+    error_text: Option<Text>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Request {
+    #[serde(rename = "request")]
+    id: Text,
+    url: Text,
+    method: Text,
+    destination: Text,
+    initiator_type: Text,
+    timings: Timings,
+}
+
+/// Milliseconds since the epoch, 0 for what did not happen.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Timings {
+    request_time: f64,
+    fetch_start: f64,
+    connect_start: f64,
+    tls_start: f64,
+    tls_end: f64,
+    connect_end: f64,
+    request_start: f64,
+    response_start: f64,
+    response_end: f64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Response {
+    status: Option<Number>,
+    status_text: Text,
+    protocol: Text,
+    mime_type: Text,
+    headers: Vec<BidiHeader>,
+    headers_size: Option<Number>,
+    body_size: Option<Number>,
+    bytes_received: Option<Number>,
+    from_cache: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct BidiHeader {
+    name: Text,
+    value: HeaderValue,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct HeaderValue {
+    r#type: Text,
+    value: String,
+}
+
+impl Collector {
+    pub(super) fn firefox(&mut self, event: &Event<'_>) {
+        match event.method {
+            "browsingContext.contextCreated" => {
+                let Some(created) = event.params::<ContextCreated>() else { return };
+                let known = |context: &Text| self.contexts.contains(&**context);
+                if (known(&created.parent) || known(&created.original_opener)) && self.contexts.len() < FRAMES {
+                    self.contexts.insert(created.context.0);
+                }
+            }
+            "browsingContext.load" => {
+                let Some(loaded) = event.params::<Loaded>() else { return };
+                if *loaded.context == self.top {
+                    self.loaded = loaded.navigation.known();
+                }
+            }
+            "log.entryAdded" => self.entry_added(event),
+            "network.beforeRequestSent" => {
+                let Some(network) = event.params::<Network>() else { return };
+                if self.contexts.contains(&*network.context) {
+                    self.before_request_sent(network);
+                }
+            }
+            "network.responseStarted" | "network.responseCompleted" | "network.fetchError" => {
+                let Some(network) = event.params::<Network>() else { return };
+                self.response(network, event.method != "network.responseStarted");
+            }
+            _ => {}
+        }
+    }
+
+    fn before_request_sent(&mut self, network: Network) {
+        let top = !network.navigation.is_empty() && *network.context == self.top;
+        let key = key(&network);
+        if top {
+            self.latest = Some(network.navigation.0);
+        }
+        let Request { destination, initiator_type, url, method, .. } = network.request;
+        let destination = destination.known().unwrap_or(initiator_type.0);
+        self.begin(Begun { key, top, started: network.timestamp, url: &url, method: &method, destination });
+    }
+
+    fn response(&mut self, network: Network, done: bool) {
+        let Some(place) = self.places.get(&key(&network)).copied() else { return };
+        let headers = network.response.as_ref().map(|response| headers(&response.headers));
+        let headers = headers.map(|headers| self.bounded(headers));
+        let Some(entry) = self.entries.get_mut(place) else { return };
+        let mut cached = false;
+        if let Some(response) = network.response {
+            let exchange = &mut entry.exchange;
+            exchange.status = whole(response.status.as_ref()).and_then(|status| u16::try_from(status).ok());
+            exchange.reason = response.status_text.0;
+            exchange.version = response.protocol.known();
+            exchange.mime_type = response.mime_type.known();
+            // They come with every event of the response; the room may be filled meanwhile.
+            if let Some(headers) = headers.filter(|headers| !headers.is_empty()) {
+                exchange.headers = headers;
+            }
+            exchange.header_bytes = whole(response.headers_size.as_ref());
+            exchange.body_bytes = whole(response.body_size.as_ref());
+            cached = response.from_cache;
+            entry.cached = cached;
+            if whole(response.bytes_received.as_ref()) == Some(0) && network.request.timings.request_start <= 0.0 {
+                entry.cached = true;
+            }
+        }
+        entry.done |= done;
+        if let Some(error) = network.error_text {
+            entry.error = Some(error.0);
+            if entry.top && !cached {
+                self.failed = Some(network.navigation.0);
+            }
+        }
+        times(entry, &network.request.timings);
+    }
+
+    fn entry_added(&mut self, event: &Event<'_>) {
+        let Some(added) = event.params::<EntryAdded>() else { return };
+        if self.contexts.contains(&*added.source.context) {
+            let frame = added.stack_trace.and_then(|stack| stack.call_frames.into_iter().next()).unwrap_or_default();
+            // Counted from 0 there.
+            let line = whole(frame.line_number.as_ref()).and_then(|line| u32::try_from(line + 1).ok());
+            self.say(&added.level, &added.text, frame.url.known(), line);
+        }
+    }
+}
+
+fn times(entry: &mut Entry, timings: &Timings) {
+    let mark = |at: f64| (at > 0.0).then_some(at);
+    let span = |from: f64, to: f64| Some((mark(to)? - mark(from)?).max(0.0));
+    let began = mark(timings.fetch_start).or(mark(timings.request_time));
+    let times = &mut entry.exchange.timings;
+    entry.connect_at = mark(timings.connect_start);
+    times.tls = span(timings.tls_start, timings.tls_end).or_else(|| span(timings.tls_start, timings.connect_end));
+    let connect = span(timings.connect_start, timings.connect_end);
+    times.connect = connect.map(|whole| (whole - times.tls.unwrap_or(0.0)).max(0.0));
+    times.wait = span(timings.request_start, timings.response_start);
+    times.download = span(timings.response_start, timings.response_end);
+    let ends = [timings.response_end, timings.response_start, timings.request_start, timings.connect_end];
+    let ended = ends.into_iter().find_map(mark);
+    times.total = began.zip(ended).map(|(began, ended)| (ended - began).max(0.0));
+    if let Some(began) = began {
+        entry.started = began;
+    }
+}
+
+fn key(network: &Network) -> Key {
+    (network.request.id.0.clone(), network.redirect_count)
+}
+
+/// Names in lower case; values as text, or bytes that are not UTF-8 replaced.
+fn headers(list: &[BidiHeader]) -> Vec<Header> {
+    let one = |header: &BidiHeader| {
+        let value = if *header.value.r#type == *"base64" {
+            use base64::Engine as _;
+            let bytes = base64::engine::general_purpose::STANDARD.decode(&header.value.value).ok()?;
+            String::from_utf8_lossy(&bytes).into_owned()
+        } else {
+            header.value.value.clone()
+        };
+        Some((header.name.to_lowercase(), value))
+    };
+    list.iter().filter_map(one).collect()
+}

@@ -1,0 +1,248 @@
+//! From a browser's events to the exchanges of a page. Pure: no sockets, no clocks.
+//!
+//! However much a page does, what is kept of it is bounded: requests, messages, headers, and every text.
+
+mod chrome;
+mod firefox;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use serde_json::Number;
+
+use super::message::{Event, TEXT_BYTES, beginning};
+use super::{Exchange, Header, Kind, Message, Role};
+
+/// More requests than this are counted only.
+const SHOWN: usize = 300;
+/// A page with more requests is stopped.
+pub const REQUESTS: usize = 2000;
+const MESSAGES: usize = 100;
+const MESSAGE_CHARS: usize = 2000;
+/// The exchanges of one page carry no more bytes of headers than this.
+const HEADER_BYTES: usize = 256 << 10;
+/// And so many are kept until it is known which are shown.
+const KEPT_HEADER_BYTES: usize = 1 << 20;
+/// Likewise of frames, and of redirects of one request.
+const FRAMES: usize = 2000;
+const HOPS: usize = 25;
+
+/// A request as it is known so far.
+#[derive(Debug, Default)]
+pub struct Entry {
+    pub exchange: Exchange,
+    pub host: String,
+    pub port: u16,
+    /// A document in the page's own frame.
+    pub top: bool,
+    /// Milliseconds since the epoch.
+    pub started: f64,
+    pub done: bool,
+    pub error: Option<String>,
+    /// When the connection was begun, likewise; None: one that there was already.
+    pub connect_at: Option<f64>,
+    /// Chrome's name of the connection.
+    pub connection: Option<u64>,
+    cached: bool,
+    chrome: chrome::Clock,
+}
+
+/// Status and headers.
+type OnWire = (Option<u64>, Vec<Header>);
+
+/// A request and how many redirects it has been through.
+type Key = (String, u64);
+
+#[derive(Debug)]
+pub struct Collector {
+    kind: Kind,
+    /// The page's own frame, and all that it opened.
+    top: String,
+    contexts: HashSet<String>,
+    pub entries: Vec<Entry>,
+    places: HashMap<Key, usize>,
+    /// Chrome's responses as they were on the wire, of each request in order.
+    wire: HashMap<String, VecDeque<OnWire>>,
+    /// How many redirects a request has been through, as Chrome's own events have it.
+    hops: HashMap<String, u64>,
+    pub requests: usize,
+    header_bytes: usize,
+    /// The navigation whose load event has happened.
+    loaded: Option<String>,
+    latest: Option<String>,
+    /// The latest one, when it came to nothing: the document before it stays.
+    failed: Option<String>,
+    pub console: Vec<Message>,
+    pub crashed: bool,
+}
+
+/// What a request is known by when it begins.
+struct Begun<'a> {
+    key: Key,
+    top: bool,
+    started: f64,
+    url: &'a str,
+    method: &'a str,
+    destination: String,
+}
+
+impl Collector {
+    #[must_use]
+    pub fn new(kind: Kind, top: &str) -> Self {
+        Self {
+            kind,
+            top: top.into(),
+            contexts: HashSet::from([top.into()]),
+            entries: vec![],
+            places: HashMap::new(),
+            wire: HashMap::new(),
+            hops: HashMap::new(),
+            requests: 0,
+            header_bytes: 0,
+            loaded: None,
+            latest: None,
+            failed: None,
+            console: vec![],
+            crashed: false,
+        }
+    }
+
+    pub fn event(&mut self, event: &Event<'_>) {
+        match self.kind {
+            Kind::Chrome => self.chrome(event),
+            Kind::Firefox => self.firefox(event),
+        }
+    }
+
+    /// A message that nobody has read, because it is too long. Requests so long are for `data:` URLs, and of no interest.
+    pub fn too_long(&mut self, head: &[u8], bytes: u64) {
+        let head = String::from_utf8_lossy(head);
+        if ["log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"].iter().any(|is| head.contains(is))
+        {
+            self.say("info", &format!("(a message of {} MiB)", bytes >> 20), None, None);
+        }
+    }
+
+    /// Has the document's load event happened, for the document that is there now?
+    #[must_use]
+    pub fn loaded(&self) -> bool {
+        let current = self.latest.is_none() || self.latest == self.loaded || self.latest == self.failed;
+        self.loaded.is_some() && current
+    }
+
+    /// Is any request still under way?
+    #[must_use]
+    pub fn busy(&self) -> bool {
+        self.entries.iter().any(|entry| !entry.done)
+    }
+
+    /// The place of the new entry, if there is one.
+    fn begin(&mut self, begun: Begun<'_>) -> Option<usize> {
+        if !begun.url.starts_with("http:") && !begun.url.starts_with("https:") {
+            return None;
+        }
+        let parsed = url::Url::parse(begun.url).ok()?;
+        self.requests += 1;
+        if self.entries.len() > REQUESTS {
+            return None;
+        }
+        let place = self.entries.len();
+        self.places.insert(begun.key, place);
+        self.entries.push(Entry {
+            host: parsed.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
+            port: parsed.port_or_known_default().unwrap_or(0),
+            exchange: Exchange {
+                url: beginning(begun.url, TEXT_BYTES).to_owned(),
+                method: beginning(begun.method, 64).to_owned(),
+                destination: begun.destination,
+                ..Exchange::default()
+            },
+            top: begun.top,
+            started: begun.started,
+            ..Entry::default()
+        });
+        Some(place)
+    }
+
+    /// The headers, if there is still room for them.
+    fn bounded(&mut self, headers: Vec<Header>) -> Vec<Header> {
+        let size = size_of(&headers);
+        if self.header_bytes + size > KEPT_HEADER_BYTES {
+            return vec![];
+        }
+        self.header_bytes += size;
+        headers
+    }
+
+    fn say(&mut self, level: &str, text: &str, url: Option<String>, line: Option<u32>) {
+        if self.console.len() < MESSAGES {
+            let text = text.chars().take(MESSAGE_CHARS).collect();
+            let url = url.map(|url| url.chars().take(MESSAGE_CHARS).collect());
+            self.console.push(Message { level: level.into(), text, url, line });
+        }
+    }
+
+    /// Everything that was still under way is over now, for this reason.
+    pub fn stop(&mut self, now: f64, why: &str) {
+        for entry in self.entries.iter_mut().filter(|entry| !entry.done) {
+            entry.done = true;
+            entry.error = Some(why.into());
+            entry.exchange.timings.total.get_or_insert((now - entry.started).max(0.0));
+        }
+    }
+
+    /// Lays the headers from the wire to the responses that they belong to: they come in the same order.
+    fn take_wire(&mut self) {
+        let mut hops: Vec<_> = self.places.iter().collect();
+        hops.sort();
+        for ((id, _), place) in hops {
+            let (Some(wire), Some(entry)) = (self.wire.get_mut(id), self.entries.get_mut(*place)) else { continue };
+            let status = entry.exchange.status.map(u64::from);
+            if wire.front().is_some_and(|(on_wire, _)| *on_wire == status)
+                && let Some((_, headers)) = wire.pop_front()
+            {
+                entry.exchange.headers = headers;
+            }
+        }
+    }
+
+    /// What is shown, and how much is not.
+    #[must_use]
+    pub fn finish(mut self, began: f64) -> (Vec<Entry>, usize) {
+        self.take_wire();
+        // What Firefox has in its memory it shows as if it were fetched again.
+        let repeated =
+            |entry: &Entry| entry.cached || (entry.exchange.timings.total.is_none() && entry.error.is_none());
+        let beyond = self.requests - self.entries.len();
+        self.entries.retain(|entry| !(repeated(entry) && entry.exchange.status.is_some() && !entry.top));
+        let last = self.entries.iter().rposition(|entry| entry.top);
+        for (place, entry) in self.entries.iter_mut().enumerate() {
+            entry.exchange.role = match (entry.top, Some(place) == last) {
+                (_, true) => Role::Document,
+                (true, false) => Role::Redirect,
+                _ => Role::Resource,
+            };
+            entry.exchange.started_ms = (entry.started - began).max(0.0);
+        }
+        // Whole exchanges are left out, and counted; none is shown without its headers.
+        let (all, mut place, mut room) = (self.entries.len(), 0, HEADER_BYTES);
+        self.entries.retain(|entry| {
+            place += 1;
+            room = room.saturating_sub(size_of(&entry.exchange.headers));
+            entry.exchange.role == Role::Document || (place <= SHOWN && room > 0)
+        });
+        let hidden = all - self.entries.len() + beyond;
+        (self.entries, hidden)
+    }
+}
+
+fn size_of(headers: &[Header]) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.len()).sum()
+}
+
+/// A number that is a whole one, and not negative.
+fn whole(number: Option<&Number>) -> Option<u64> {
+    number?.as_u64()
+}
+
+#[cfg(test)]
+mod tests;

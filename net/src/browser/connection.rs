@@ -1,0 +1,209 @@
+//! The control channel to one browser: commands with their answers, and events in order.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::framing::{Decoder, Framing, Incoming};
+use super::message::{self, Event, Message, Refusal};
+
+/// Commands that wait to be written. A page that opens thousands of frames makes that many.
+const COMMANDS: usize = 4096;
+const CHUNK: usize = 64 << 10;
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CommandError {
+    #[error("{} ({})", .0.message, .0.code)]
+    Refused(Refusal),
+    #[error("the browser is gone")]
+    Gone,
+    #[error("the browser did not answer within {} s", .0.as_secs_f64())]
+    Timeout(Duration),
+    #[error("the browser's answer is not the one that its protocol has")]
+    Invalid,
+}
+
+/// What the browser is told to do.
+#[derive(Debug, Clone)]
+pub struct Command {
+    method: &'static str,
+    params: Value,
+    /// The `DevTools` session that it is for.
+    session: Option<String>,
+}
+
+impl Command {
+    #[must_use]
+    pub fn new(method: &'static str, params: Value) -> Self {
+        Self { method, params, session: None }
+    }
+
+    #[must_use]
+    pub fn to(self, session: &str) -> Self {
+        Self { session: Some(session.to_owned()), ..self }
+    }
+}
+
+/// What comes without having been asked for.
+#[derive(Debug)]
+pub enum Notice<'a> {
+    Event(Event<'a>),
+    /// A message too long to be kept: its beginning, and its length.
+    TooLong(&'a [u8], u64),
+}
+
+/// The result as JSON.
+pub type Answer = oneshot::Receiver<Result<String, CommandError>>;
+
+type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<String, CommandError>>>>>;
+
+/// A connection to one browser; dropping it closes the channel.
+pub struct Connection {
+    framing: Framing,
+    next: Arc<AtomicU64>,
+    waiting: Waiting,
+    outgoing: mpsc::Sender<Vec<u8>>,
+    closed: CancellationToken,
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+impl Connection {
+    /// `react` is told of every event, in order, and before anything that comes after it is read; the commands that it
+    /// returns are sent, and nobody waits for their answers.
+    pub fn open(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        framing: Framing,
+        react: impl FnMut(Notice<'_>) -> Vec<Command> + Send + 'static,
+    ) -> Self {
+        let (mut from, mut to) = tokio::io::split(stream);
+        let (outgoing, mut commands) = mpsc::channel::<Vec<u8>>(COMMANDS);
+        let (waiting, next, closed) = (Waiting::default(), Arc::new(AtomicU64::new(1)), CancellationToken::new());
+        // Two tasks: a browser that waits until it is read from reads nothing meanwhile.
+        let write = async move {
+            while let Some(bytes) = commands.recv().await {
+                if to.write_all(&bytes).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let mut reader = Reader {
+            framing,
+            next: Arc::clone(&next),
+            waiting: Arc::clone(&waiting),
+            outgoing: outgoing.clone(),
+            react,
+        };
+        let over = closed.clone().drop_guard();
+        let read = async move {
+            let (mut decoder, mut chunk) = (Decoder::new(framing), vec![0; CHUNK]);
+            while let Ok(count @ 1..) = from.read(&mut chunk).await {
+                let mut open = true;
+                let fed = decoder.feed(&chunk[..count], |incoming| open &= reader.take(&incoming));
+                if !open || fed.is_err() {
+                    break;
+                }
+            }
+            // First this: a command that is sent from now on sees it, and one that was sent before is told by its sender's end.
+            drop(over);
+            reader.waiting.lock().clear();
+        };
+        let tasks = [tokio::spawn(write), tokio::spawn(read)].map(AbortOnDropHandle::new);
+        Self { framing, next, waiting, outgoing, closed, _tasks: tasks }
+    }
+
+    /// Sends a command; its answer comes when it comes.
+    pub async fn send(&self, command: Command) -> Answer {
+        let (tell, answer) = oneshot::channel();
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.waiting.lock().insert(id, tell);
+        if self.is_closed() || self.outgoing.send(encoded(self.framing, id, command)).await.is_err() {
+            self.waiting.lock().remove(&id);
+        }
+        answer
+    }
+
+    /// A command and its answer.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub async fn call<T: DeserializeOwned>(&self, command: Command, within: Duration) -> Result<T, CommandError> {
+        match tokio::time::timeout(within, self.send(command).await).await {
+            Ok(Ok(Ok(result))) => serde_json::from_str(&result).map_err(|_| CommandError::Invalid),
+            Ok(Ok(Err(error))) => Err(error),
+            Ok(Err(_)) => Err(CommandError::Gone),
+            Err(_) => Err(CommandError::Timeout(within)),
+        }
+    }
+
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    /// Waits until the browser has closed it.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+}
+
+fn encoded(framing: Framing, id: u64, command: Command) -> Vec<u8> {
+    let mut message = json!({"id": id, "method": command.method, "params": command.params});
+    if let Some(session) = command.session {
+        message["sessionId"] = Value::String(session);
+    }
+    framing.encode(message.to_string())
+}
+
+struct Reader<R> {
+    framing: Framing,
+    next: Arc<AtomicU64>,
+    waiting: Waiting,
+    outgoing: mpsc::Sender<Vec<u8>>,
+    react: R,
+}
+
+impl<R: FnMut(Notice<'_>) -> Vec<Command>> Reader<R> {
+    /// False: the browser closes the channel.
+    fn take(&mut self, incoming: &Incoming<'_>) -> bool {
+        match *incoming {
+            Incoming::Message(bytes) => {
+                message::read(bytes, |message| match message {
+                    Message::Answer(id, answer) => {
+                        self.answer(id, answer.map(ToOwned::to_owned).map_err(CommandError::Refused));
+                    }
+                    Message::Event(event) => self.notice(Notice::Event(event)),
+                });
+            }
+            Incoming::TooLong { head, bytes } => match message::answers(head) {
+                Some(id) => self.answer(id, Err(CommandError::Invalid)),
+                None => self.notice(Notice::TooLong(head, bytes)),
+            },
+            Incoming::Ping(payload) => drop(self.outgoing.try_send(Framing::pong(payload))),
+            Incoming::Close => return false,
+        }
+        true
+    }
+
+    fn answer(&self, id: u64, answer: Result<String, CommandError>) {
+        if let Some(tell) = self.waiting.lock().remove(&id) {
+            let _ = tell.send(answer);
+        }
+    }
+
+    fn notice(&mut self, notice: Notice<'_>) {
+        for command in (self.react)(notice) {
+            let id = self.next.fetch_add(1, Ordering::Relaxed);
+            // A browser that reads nothing more is not waited for here: whatever waits for its answers has a deadline.
+            let _ = self.outgoing.try_send(encoded(self.framing, id, command));
+        }
+    }
+}

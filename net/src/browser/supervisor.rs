@@ -1,0 +1,238 @@
+//! Nothing of a browser outlives its use. A browser is a dozen processes, some of which leave the process group. So each one
+//! runs under a supervisor: a child of this program, by the same file, that adopts all of their descendants and ends them,
+//! down to the last, when the browser ends or when the parent pipe does, as it also does when this program is killed. Then
+//! it removes the folder that all of them lived in.
+//!
+//! The supervisor also knows its own: over the parent pipe it is asked whether a connection was made by the browser.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal as SignalName};
+use rustix::process::{Pid, Signal, WaitOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, ChildStderr};
+use tokio::sync::Mutex;
+
+use super::socks::owner::{Descendants, parent_of, processes};
+
+/// Descendants that have been killed are gone after this, or the kernel holds them.
+const END: Duration = Duration::from_secs(5);
+/// A supervisor that does not answer within this never will.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A question over the parent pipe: its number, the port that a connection was made from, and the one that it leads to.
+const QUESTION_BYTES: usize = 4 + 2 + 2;
+/// The number of the question, and 1 for yes.
+const ANSWER_BYTES: usize = 4 + 1;
+
+/// Between this program and a supervisor. Its end is what the supervisor waits for.
+pub struct ParentPipe {
+    stream: Mutex<(UnixStream, u32)>,
+    /// The same one, to be closed while it is in use.
+    close: StdUnixStream,
+}
+
+impl ParentPipe {
+    /// Its end, and the supervisor's.
+    fn pair() -> std::io::Result<(Self, StdUnixStream)> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        let close = ours.try_clone()?;
+        ours.set_nonblocking(true)?;
+        Ok((Self { stream: Mutex::new((UnixStream::from_std(ours)?, 0)), close }, theirs))
+    }
+
+    /// Is somebody there who will end the browser?
+    pub async fn answers(&self) -> bool {
+        self.owns(0, 0).await.is_some()
+    }
+
+    /// Was the connection from this port of loopback, to the other one, made by the browser? None: there is no answer.
+    pub async fn owns(&self, from: u16, to: u16) -> Option<bool> {
+        let mut held = self.stream.lock().await;
+        let (stream, last) = &mut *held;
+        *last = last.wrapping_add(1);
+        let number = last.to_be_bytes();
+        let ask = async {
+            let question = [&number[..], &from.to_be_bytes(), &to.to_be_bytes()].concat();
+            stream.write_all(&question).await?;
+            // Answers to questions that were given up come first.
+            loop {
+                let mut answer = [0; ANSWER_BYTES];
+                stream.read_exact(&mut answer).await?;
+                if answer[..4] == number {
+                    return Ok::<bool, std::io::Error>(answer[4] == 1);
+                }
+            }
+        };
+        tokio::time::timeout(ANSWER, ask).await.ok()?.ok()
+    }
+
+    fn close(&self) {
+        let _ = self.close.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// A running browser; dropping it ends everything that it started.
+pub struct Supervisor {
+    child: Option<Child>,
+    pipe: Arc<ParentPipe>,
+    group: Option<Pid>,
+    folder: PathBuf,
+}
+
+impl Supervisor {
+    /// Starts a program that lives in a folder of its own, and has this for its standard output. The other value is what it
+    /// prints on its standard error.
+    ///
+    /// # Errors
+    /// When there is no process to be had.
+    pub fn start(folder: &Path, program: &[String], stdout: Stdio) -> anyhow::Result<(Self, ChildStderr)> {
+        let (pipe, theirs) = ParentPipe::pair()?;
+        // Itself, even when a newer version has taken its place in the file system meanwhile.
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command.arg("supervise").arg(folder).args(program);
+        // What the operator's environment holds (secrets, proxies) is none of a browser's business.
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        command.env_clear().env("PATH", path).env("LANG", "C.UTF-8").env("HOME", folder).env("TMPDIR", folder);
+        command.env("MOZ_CRASHREPORTER_DISABLE", "1");
+        command.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(stdout).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().context("cannot start a process")?;
+        let stderr = child.stderr.take().context("no pipe")?;
+        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        Ok((Self { child: Some(child), pipe: Arc::new(pipe), group, folder: folder.to_owned() }, stderr))
+    }
+
+    #[must_use]
+    pub fn pipe(&self) -> Arc<ParentPipe> {
+        Arc::clone(&self.pipe)
+    }
+
+    #[must_use]
+    pub fn is_there(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Waits until the browser has ended, with everything of it.
+    pub async fn ended(&mut self) {
+        match &mut self.child {
+            Some(child) => drop(child.wait().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends it and waits for that.
+    pub async fn end(mut self) {
+        if let Some(end) = self.ending() {
+            end.await;
+        }
+    }
+
+    /// Lets go of it, and looks after what remains should the supervisor have been killed or stopped itself.
+    fn ending(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let mut child = self.child.take()?;
+        let (group, folder) = (self.group, self.folder.clone());
+        self.pipe.close();
+        Some(async move {
+            let ended = tokio::time::timeout(END, child.wait()).await;
+            if !matches!(ended, Ok(Ok(status)) if status.success()) {
+                if let Some(group) = group {
+                    let _ = rustix::process::kill_process_group(group, Signal::KILL);
+                }
+                let _ = child.wait().await;
+                // Nobody waits for the killed any more; while one of them still ends, it may still write.
+                let end = tokio::time::Instant::now() + END;
+                while std::fs::remove_dir_all(&folder).is_err() && folder.exists() && tokio::time::Instant::now() < end
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        })
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        if let (Ok(runtime), Some(end)) = (tokio::runtime::Handle::try_current(), self.ending()) {
+            runtime.spawn(end);
+        }
+    }
+}
+
+/// The supervisor: `scouter supervise FOLDER PROGRAM [ARGUMENT…]`. Its standard output is the program's, not its own.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn supervisor_main(folder: &Path, program: &[String]) -> anyhow::Result<()> {
+    // A supervisor that was stopped when its parent died gets a hangup, and then goes on: it has something left to do. What
+    // it starts begins without this mask.
+    let ending = [SignalName::SIGHUP, SignalName::SIGTERM, SignalName::SIGINT].into_iter().collect::<SigSet>();
+    ending.thread_block()?;
+    let own = rustix::process::getpid();
+    rustix::process::set_child_subreaper(Some(own))?;
+    let (file, arguments) = program.split_first().context("no program")?;
+    let mut command = Command::new(file);
+    command.args(arguments).current_dir(folder).stdin(Stdio::null());
+    let browser = command.spawn().with_context(|| format!("{file} cannot be started"))?;
+    let (over, wait) = mpsc::channel();
+    let parent = over.clone();
+    std::thread::spawn(move || {
+        answer_parent(own);
+        let _ = parent.send(());
+    });
+    let browser = Pid::from_child(&browser);
+    std::thread::spawn(move || {
+        // Of all that end, so that none of the adopted stays a zombie.
+        while let Ok(ended) = rustix::process::wait(WaitOptions::empty()) {
+            if ended.is_some_and(|(pid, _)| pid == browser) {
+                let _ = over.send(());
+            }
+        }
+    });
+    let _ = wait.recv();
+    let end = std::time::Instant::now() + END;
+    // The children of the killed become ours: as often as it takes.
+    loop {
+        let left: Vec<Pid> = processes().filter(|pid| parent_of(*pid) == Some(own)).collect();
+        if left.is_empty() || std::time::Instant::now() > end {
+            break;
+        }
+        for child in left {
+            let _ = rustix::process::kill_process(child, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let _ = std::fs::remove_dir_all(folder);
+    Ok(())
+}
+
+/// Until the parent pipe ends.
+fn answer_parent(own: Pid) {
+    let pipe = std::io::stdin();
+    let pipe = pipe.as_fd();
+    let mut browser = Descendants::of(own);
+    let (mut question, mut length) = ([0; QUESTION_BYTES], 0);
+    loop {
+        match rustix::io::read(pipe, &mut question[length..]) {
+            Ok(count @ 1..) => length += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(_) => return,
+        }
+        if length == QUESTION_BYTES {
+            let mut answer = [0; ANSWER_BYTES];
+            answer[..4].copy_from_slice(&question[..4]);
+            let port = |at: usize| u16::from_be_bytes([question[at], question[at + 1]]);
+            answer[4] = browser.have(port(4), port(6)).into();
+            if rustix::io::write(pipe, &answer).is_err() {
+                return;
+            }
+            length = 0;
+        }
+    }
+}
