@@ -92,7 +92,7 @@ impl AsyncWrite for Sink {
 
 impl BodyReader {
     #[must_use]
-    pub fn new(headers: &HeaderMap, keep: usize) -> Self {
+    pub fn new(headers: &HeaderMap, keep: usize, pieces: Pieces) -> Self {
         let mut codings = headers.get_all(http::header::CONTENT_ENCODING).iter();
         let coding = codings.next().and_then(|value| value.to_str().ok()).map(str::trim).map(str::to_ascii_lowercase);
         let encoded = coding.as_deref().is_some_and(|coding| coding != "identity" && !coding.is_empty());
@@ -109,7 +109,7 @@ impl BodyReader {
             }
             _ => None,
         };
-        Self { pieces: Pieces::default(), decoder, kept: None }
+        Self { pieces, decoder, kept: None }
     }
 
     /// # Errors
@@ -157,7 +157,7 @@ mod tests {
         if let Some(coding) = coding {
             headers.insert("content-encoding", coding.parse().expect("value"));
         }
-        let mut reader = BodyReader::new(&headers, keep);
+        let mut reader = BodyReader::new(&headers, keep, Pieces::default());
         for piece in body.chunks(1000) {
             reader.add(piece).await.expect("within limits");
         }

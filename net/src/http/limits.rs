@@ -13,6 +13,9 @@ pub const INTERIM: usize = 32;
 /// Pieces of the body (chunks of HTTP/1, DATA frames), besides one for each 256 bytes. Each costs the client as much as
 /// a full one.
 pub const PIECES: u64 = 65_536;
+/// As [`PIECES`], over HTTP/3: h3 buffers whatever has come before it hands out the next frame, and the time that a frame
+/// takes grows with what is buffered.
+pub const PIECES_OF_HTTP_3: u64 = 4096;
 const PIECE_BYTES: u64 = 256;
 /// Frames of HTTP/2 that control the connection, besides one for each 4 KiB of the body: some servers measure the
 /// bandwidth with a PING for each window.
@@ -30,8 +33,8 @@ pub enum Exceeded {
     Body,
     #[error("more than {INTERIM} interim responses (1xx)")]
     Interim,
-    #[error("the body comes in more than {PIECES} pieces of less than {PIECE_BYTES} bytes")]
-    Pieces,
+    #[error("the body comes in more than {0} pieces of less than {PIECE_BYTES} bytes")]
+    Pieces(u64),
     #[error("more than {CONTROL_FRAMES} HTTP/2 frames that carry neither headers nor a body")]
     ControlFrames,
     #[error("more than {HEADER_FRAMES} HTTP/2 frames of headers")]
@@ -71,13 +74,26 @@ impl Interim {
 }
 
 /// Pieces of a body.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pieces {
+    most: u64,
     count: u64,
     pub bytes: u64,
 }
 
+impl Default for Pieces {
+    fn default() -> Self {
+        Self::at_most(PIECES)
+    }
+}
+
 impl Pieces {
+    /// So many, besides one for each 256 bytes.
+    #[must_use]
+    pub fn at_most(most: u64) -> Self {
+        Self { most, count: 0, bytes: 0 }
+    }
+
     /// # Errors
     /// When the body is too long, or comes in too many pieces.
     pub fn add(&mut self, bytes: usize) -> Result<(), Exceeded> {
@@ -86,7 +102,7 @@ impl Pieces {
         if self.bytes > BODY_BYTES {
             return Err(Exceeded::Body);
         }
-        if self.count > PIECES + self.bytes / PIECE_BYTES { Err(Exceeded::Pieces) } else { Ok(()) }
+        if self.count > self.most + self.bytes / PIECE_BYTES { Err(Exceeded::Pieces(self.most)) } else { Ok(()) }
     }
 }
 
@@ -176,7 +192,7 @@ mod tests {
     #[test]
     fn every_kind_of_frame_has_its_limit() {
         let pieces = usize::try_from(PIECES).expect("a number");
-        assert_eq!(taken(&frame(DATA, 0), 1_000_000), (pieces, Some(Exceeded::Pieces)));
+        assert_eq!(taken(&frame(DATA, 0), 1_000_000), (pieces, Some(Exceeded::Pieces(PIECES))));
         assert_eq!(taken(&frame(DATA, 256), 1_000_000), (1_000_000, None), "frames of a body as bodies are");
         for kind in [2, 3, 4, 6, 7, 8, 0x77] {
             assert_eq!(taken(&frame(kind, 8), 1_000_000), (1024, Some(Exceeded::ControlFrames)), "{kind}");

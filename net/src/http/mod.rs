@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use url::Url;
 
 use self::body::{Body, BodyReader};
-use self::limits::{Exceeded, HEADER_BYTES, HEADERS, check_headers};
+use self::limits::{Exceeded, HEADER_BYTES, HEADERS, PIECES_OF_HTTP_3, Pieces, check_headers};
 use self::timeline::{TimedStream, Timeline};
 use crate::FamilyFilter;
 use crate::address::dial::{self, DialError};
@@ -337,7 +337,7 @@ async fn receive(
 ) -> Result<Response, StepError> {
     let (head, mut incoming) = response.into_parts();
     check_headers(&head.headers)?;
-    let mut body = BodyReader::new(&head.headers, request.keep_body);
+    let mut body = BodyReader::new(&head.headers, request.keep_body, Pieces::default());
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|error| hyper_error(&error, timeline))?;
         if let Ok(data) = frame.into_data() {

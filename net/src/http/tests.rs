@@ -64,7 +64,7 @@ async fn a_flood_ends_at_a_limit() {
     for (first, again, limit) in [
         ("", "HTTP/1.1 100 Continue\r\n\r\n", Exceeded::Interim),
         ("", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", Exceeded::Interim),
-        (CHUNKED, "1\r\nx\r\n", Exceeded::Pieces),
+        (CHUNKED, "1\r\nx\r\n", Exceeded::Pieces(limits::PIECES)),
     ] {
         let (response, _) = ask(&lag, flood(first, again)).await;
         let StepError(kind, reason) = response.expect_err("a flood");

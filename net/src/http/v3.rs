@@ -7,8 +7,8 @@ use bytes::Buf;
 use h3::error::{ConnectionError, StreamError};
 
 use super::{
-    BodyReader, Exceeded, FailureKind, HEADER_BYTES, Request, Response, StepError, Timeline, Version, absolute,
-    alongside, check_headers, h3_target, message,
+    BodyReader, Exceeded, FailureKind, HEADER_BYTES, PIECES_OF_HTTP_3, Pieces, Request, Response, StepError, Timeline,
+    Version, absolute, alongside, check_headers, h3_target, message,
 };
 use crate::policy::Permitted;
 use crate::tls::{Tls, quic};
@@ -62,7 +62,7 @@ pub async fn exchange(
         timeline.response_started_now();
         let (head, ()) = response.into_parts();
         check_headers(&head.headers)?;
-        let mut body = BodyReader::new(&head.headers, request.keep_body);
+        let mut body = BodyReader::new(&head.headers, request.keep_body, Pieces::at_most(PIECES_OF_HTTP_3));
         let mut empty = 0;
         while empty < EMPTY_FRAMES {
             let Some(mut data) = stream.recv_data().await.map_err(|error| stream_error(&error))? else {
