@@ -98,6 +98,8 @@ fn a_wrong_setting_names_variable_value_and_what_is_allowed() {
         ("SCOUTER_TARGETS_DENY", "8.8.8.8,,", "neither an address, a CIDR block, a name"),
         ("SCOUTER_TARGETS_DENY", "::ffff:10.0.0.0/95", "write the IPv4 block"),
         ("SCOUTER_LOG_FORMAT", "xml", "text, json"),
+        ("SCOUTER_LOG", "verbose", "off, error, warn, info, debug, trace"),
+        ("SCOUTER_LOG", "info,access=loud", "module=level"),
     ] {
         let output = scouter(&["serve"], &[secret, (name, value)]);
         let text = err(&output);

@@ -268,7 +268,8 @@ fn a_storm_of_waiting_clients_costs_nothing() {
     assert!(asked.elapsed() < Duration::from_millis(100), "{:?}", asked.elapsed());
     std::thread::sleep(Duration::from_secs(2));
     let spent = cpu_ticks(&server) - before;
-    assert!(spent <= 10, "{spent} hundredths of a second of CPU in two seconds of waiting");
+    // A client that polls, or a server that does, would spend most of the two seconds.
+    assert!(spent <= 40, "{spent} hundredths of a second of CPU in two seconds of waiting");
     for stream in &mut waiting {
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("answered");

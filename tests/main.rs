@@ -4,6 +4,7 @@
 //! - `asn`      the ASN database of a running server, and how it is fetched
 //! - `cli`      the command line and the settings
 //! - `compat`   payloads of the first version's clients, and the shape of their results
+//! - `connections` clients that say nothing, or do not read
 //! - `docs`     settings, options, links and commands of the documentation
 //! - `events`   what watchers of a receipt are told
 //! - `operator` counters, OpenAPI, and an independent tool that tries it
@@ -23,6 +24,7 @@ mod api;
 mod asn;
 mod cli;
 mod compat;
+mod connections;
 mod docs;
 mod events;
 mod hardening;
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         asn::trials(),
         cli::trials(),
         compat::trials(),
+        connections::trials(),
         docs::trials(),
         events::trials(),
         operator::trials(),

@@ -10,6 +10,7 @@ use crate::trials;
 pub fn trials() -> Vec<Trial> {
     trials!("operator":
         metrics_count_what_happened_and_show_nobody,
+        a_server_that_stops_is_alive_and_not_ready,
         the_openapi_document_describes_what_is_loaded,
         schemathesis_finds_nothing,
     )
@@ -72,6 +73,25 @@ fn references(value: &Value) -> Vec<&str> {
     }
 }
 
+fn a_server_that_stops_is_alive_and_not_ready() {
+    let mut server = Server::hostile(&[]);
+    let status = |path: &str| server.raw("GET", path, &[], None).status;
+    assert_eq!((status("/healthz"), status("/readyz")), (200, 200), "no secret is needed");
+    server.request("POST", "/api/v1.0/tests", Some(r#"{"hostile": [{"do": "sleep", "n": 4000}]}"#));
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    until("it is not ready", || status("/readyz") == 503);
+    assert_eq!(status("/healthz"), 200);
+    let answer = server.raw("GET", "/readyz", &[], None);
+    assert_eq!(
+        (&answer.body, &answer.headers["retry-after"]),
+        (&json!({"error": "The server is shutting down."}), &"10".parse().expect("a value"))
+    );
+    let mut health = crate::support::server::command();
+    health.arg("health").env("SCOUTER_LISTEN", "127.0.0.1").env("API_PORT", server.address.port().to_string());
+    assert!(health.status().expect("runs").success(), "a container that finishes its tests is not restarted");
+    assert_eq!(server.wait(), Some(0));
+}
+
 fn the_openapi_document_describes_what_is_loaded() {
     let server = Server::start(&[]);
     for path in ["/openapi.json", "/api/v1.0/openapi.json"] {
@@ -105,6 +125,7 @@ fn the_openapi_document_describes_what_is_loaded() {
             "/api/v1.0/plugins",
             "/metrics",
             "/healthz",
+            "/readyz",
         ] {
             assert!(document["paths"][route].is_object(), "{route}");
         }

@@ -11,6 +11,7 @@ use scouter_net::asn::Source;
 use scouter_net::browser;
 use scouter_net::policy::Rule;
 use sha2::{Digest, Sha256};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 /// What running a test needs, with or without a server.
 #[derive(Debug, Clone, Args)]
@@ -56,9 +57,9 @@ pub struct Engine {
           value_parser = clap::value_parser!(u64).range(1..=3600), global = true)]
     pub test_timeout: u64,
 
-    /// What is logged: a level (error, warn, info, debug, trace) or `module=level` pairs
-    #[arg(long, env = "SCOUTER_LOG", value_name = "FILTER", global = true)]
-    pub log: Option<String>,
+    /// What is logged: a level (off, error, warn, info, debug, trace), `module=level` pairs, or both, separated by commas
+    #[arg(long, env = "SCOUTER_LOG", value_name = "FILTER", value_parser = log_filter, global = true)]
+    pub log: Option<Targets>,
 
     /// How the log is written to standard error
     #[arg(long, env = "SCOUTER_LOG_FORMAT", value_name = "FORMAT", default_value = "text", global = true)]
@@ -159,6 +160,30 @@ pub struct Serve {
     /// Connections open at once
     #[arg(long, env = "SCOUTER_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value_t = 4096, value_parser = count(1, 1_000_000))]
     pub max_connections: u64,
+}
+
+/// Stricter than the library, to which a misspelt level is the name of a module.
+fn log_filter(text: &str) -> Result<Targets, String> {
+    let mut targets = Targets::new();
+    for part in text.split(',').map(str::trim) {
+        let (module, level) = part.split_once('=').map_or((None, part), |(module, level)| (Some(module.trim()), level));
+        let named =
+            ["off", "error", "warn", "info", "debug", "trace"].contains(&level.trim().to_ascii_lowercase().as_str());
+        let level = level.trim().parse::<LevelFilter>().ok().filter(|_| named);
+        let is_name = |module: &str| {
+            !module.is_empty() && module.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte))
+        };
+        targets = match (module, level) {
+            (None, Some(level)) => targets.with_default(level),
+            (Some(module), Some(level)) if is_name(module) => targets.with_target(module, level),
+            _ => {
+                return Err(format!(
+                    "'{part}' is neither a level (off, error, warn, info, debug, trace) nor module=level, such as info,access=warn"
+                ));
+            }
+        };
+    }
+    Ok(targets)
 }
 
 /// `9001-9005`, or one port.
@@ -287,6 +312,18 @@ mod tests {
         assert_eq!(secrets("one-secret-of-some-length,another-secret-of-some-length").expect("two"), 2);
         for bad in ["", ",", "a,", ",a"] {
             assert!(secrets(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_log_filter_is_made_of_levels_and_modules() {
+        for good in ["info", "WARN", "off", "info,access=warn", "hyper=off, debug", "scouter::api=trace"] {
+            assert!(log_filter(good).is_ok(), "{good}");
+        }
+        for bad in ["verbose", "3", "info,", "=info", "access=loud", "access=", "info;debug", "[span]=info", "a b=info"]
+        {
+            let error = log_filter(bad).expect_err(bad);
+            assert!(error.contains("off, error, warn, info, debug, trace"), "{error}");
         }
     }
 }

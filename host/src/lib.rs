@@ -8,6 +8,8 @@ pub mod api;
 pub mod cli;
 /// Every setting: flag, variable, default, doc line.
 pub mod config;
+/// Freed memory goes back to the system.
+pub mod memory;
 /// Counters for Prometheus.
 pub mod metrics;
 /// The JSON of tests, receipts and events: for serde and for OpenAPI.

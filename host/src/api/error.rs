@@ -42,6 +42,8 @@ pub enum ApiError {
     Busy,
     #[error("The server is shutting down.")]
     ShuttingDown,
+    #[error("The server has too many connections or unread responses. Try again later.")]
+    Overloaded,
 }
 
 impl ApiError {
@@ -57,14 +59,14 @@ impl ApiError {
             Self::QueueFull(_) | Self::TooManyGuesses { .. } | Self::TooManyRequests { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            Self::Busy | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     /// Seconds after which it is worth trying again.
     fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::QueueFull(_) | Self::Busy => Some(1),
+            Self::QueueFull(_) | Self::Busy | Self::Overloaded => Some(1),
             Self::ShuttingDown => Some(10),
             Self::TooManyGuesses { retry_after_s } | Self::TooManyRequests { retry_after_s } => Some(*retry_after_s),
             _ => None,

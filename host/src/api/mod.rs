@@ -2,23 +2,25 @@
 
 mod access;
 mod auth;
+mod body;
 mod error;
 mod events;
+mod health;
 mod metrics;
 mod openapi;
 mod plugins;
 mod status;
 mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::get;
 
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
@@ -42,9 +44,17 @@ pub struct Api {
     pub max_tests: usize,
     pub max_body: usize,
     pub costs: Costs,
+    pub documents: Documents,
     pub started: Instant,
     /// No new tests: the server is on its way out.
     pub stopping: AtomicBool,
+}
+
+/// What the loaded plugins alone decide, as JSON: made once, and shared by all responses.
+#[derive(Debug, Default)]
+pub struct Documents {
+    openapi: OnceLock<Bytes>,
+    plugins: OnceLock<Bytes>,
 }
 
 /// Which socket modes are in use, as `/status` shows them.
@@ -97,16 +107,14 @@ pub fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
         .layer(middleware::from_fn_with_state(Arc::clone(&api), auth::require))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), count));
-    Router::new()
+    let all = Router::new()
         .nest("/api/v1.0", v1)
+        .merge(health::routes())
         .merge(metrics::routes())
         .merge(openapi::routes())
-        .route("/healthz", get(|| async { "ok\n" }))
         .fallback(|| async { ApiError::NoSuchRoute })
-        .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), metrics::count))
-        .layer(middleware::from_fn(access::log))
-        .with_state(api)
+        .method_not_allowed_fallback(|| async { ApiError::WrongMethod });
+    access::layers(all, &api).with_state(api)
 }
 
 async fn count(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {

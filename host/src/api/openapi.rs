@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::State;
 use axum::http::header;
-use axum::response::{Html, IntoResponse};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 
-use super::{Api, plugins, status};
+use super::{Api, body as bodies, plugins, status};
 use crate::model;
 use crate::plan::ID_CHARS;
 use crate::plan::payload::{NAME_CHARS, OPTIONS};
@@ -32,8 +32,8 @@ async fn docs() -> impl IntoResponse {
     ([(header::CONTENT_SECURITY_POLICY, policy)], Html(include_str!("docs.html")))
 }
 
-async fn document(State(api): State<Arc<Api>>) -> Json<Value> {
-    Json(of(&api))
+async fn document(State(api): State<Arc<Api>>) -> Response {
+    bodies::json(vec![api.documents.openapi.get_or_init(|| of(&api).to_string().into()).clone()])
 }
 
 fn of(api: &Api) -> Value {
@@ -159,6 +159,7 @@ fn paths() -> Value {
         "/api/v1.0/openapi.json": {"get": open(operation("openapi", "This document", json!([]), object("OpenAPI 3.1."), &[]))},
         "/metrics": {"get": open(operation("metrics", "Counters for Prometheus", json!([]), text("application/openmetrics-text", "Text exposition format."), &[]))},
         "/healthz": {"get": open(operation("health", "Does the server answer?", json!([]), text("text/plain", "It does."), &[]))},
+        "/readyz": {"get": open(operation("ready", "Does the server take tests?", json!([]), text("text/plain", "It does."), &["503"]))},
     })
 }
 
@@ -172,7 +173,7 @@ fn errors() -> Value {
         ("413", "The body is too large."),
         ("415", "The body is not JSON."),
         ("429", "The queue of waiting tests is full, or too many wrong secrets came from this address."),
-        ("503", "The server is shutting down."),
+        ("503", "The server is shutting down, or has too many connections or unread responses."),
     ] {
         let retry = json!({"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}});
         let headers = if ["429", "503"].contains(&status) { retry } else { json!({}) };

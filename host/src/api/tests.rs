@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Api, ApiError};
+use super::{Api, ApiError, body};
 use crate::model;
 use crate::plan::Plan;
 use crate::plan::payload::{Payload, PayloadError};
@@ -64,7 +64,7 @@ fn receipt_id(query: Option<&str>) -> Result<String, ApiError> {
 }
 
 fn body_of(receipt: &Receipt) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], receipt.body()).into_response()
+    body::json(receipt.pieces())
 }
 
 /// JSON by its media type; no type at all is taken as JSON, as the first version did.
@@ -98,6 +98,8 @@ struct Received {
     share: Option<OwnedSemaphorePermit>,
 }
 
+/// Not tower-http's limits: their errors are plain text, and the contract's are JSON; its time is one between frames, so
+/// that a client may take as long as it likes.
 async fn read(api: &Api, body: Body) -> Result<Received, ApiError> {
     let max = api.max_body;
     let reading = async {

@@ -1,4 +1,5 @@
-//! `scouter health`: does the server on this machine answer? For containers without any other program in them.
+//! `scouter health`: does the server on this machine answer? For containers without any other program in them. It asks
+//! `/healthz` and not `/readyz`: a container that finishes its tests after SIGTERM is not one to restart.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;

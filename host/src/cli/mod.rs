@@ -15,7 +15,9 @@ use std::sync::Arc;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{ALIASES, Engine, LogFormat, Serve};
 use crate::metrics::Metrics;
@@ -83,21 +85,21 @@ pub fn main() -> ExitCode {
             scouter_net::browser::supervisor_main(&folder, &program).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Run(run)) => {
-            log(&cli.engine, "error");
+            log(&cli.engine, LevelFilter::ERROR);
             // What it may not do then says so itself.
             let _ = privilege::raise();
             run::run(&cli.engine, run)
         }
         Some(Command::Plugins(list)) => {
-            log(&cli.engine, "warn");
+            log(&cli.engine, LevelFilter::WARN);
             plugins::plugins(&cli.engine, &list)
         }
         Some(Command::Serve(serve)) => {
-            log(&cli.engine, "info");
+            log(&cli.engine, LevelFilter::INFO);
             serve::serve(&cli.engine, &serve)
         }
         None => {
-            log(&cli.engine, "info");
+            log(&cli.engine, LevelFilter::INFO);
             serve::serve(&cli.engine, &cli.serve)
         }
     };
@@ -162,7 +164,7 @@ fn name_variable(error: clap::Error, variables: &[(String, String)]) -> clap::Er
     let from =
         variables.iter().find(|(long, _)| format!("{flag} ").starts_with(long.as_str())).map(|(_, variable)| variable);
     match from.and_then(|name| Some((name, std::env::var(name).ok()?))) {
-        Some((name, set)) if set.split(',').any(|part| part == value) => {
+        Some((name, set)) if set == value || set.split(',').any(|part| part == value) => {
             let text = error.to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
             let kind = match error.kind() {
@@ -175,19 +177,15 @@ fn name_variable(error: clap::Error, variables: &[(String, String)]) -> clap::Er
     }
 }
 
-fn log(engine: &Engine, default: &str) {
-    let filter = engine.log.clone().unwrap_or_else(|| default.to_owned());
-    let filter = EnvFilter::try_new(&filter).unwrap_or_else(|error| {
-        eprintln!("scouter: SCOUTER_LOG '{filter}' is not a log filter ({error}); using '{default}'");
-        EnvFilter::new(default)
-    });
+fn log(engine: &Engine, default: LevelFilter) {
+    let filter = engine.log.clone().unwrap_or_else(|| Targets::new().with_default(default));
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match engine.log_format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => builder.with_target(false).finish().with(filter).init(),
+        LogFormat::Json => builder.json().finish().with(filter).init(),
     }
 }
 

@@ -14,8 +14,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::api::{self, Api, Auth, Costs, Network};
+use crate::api::{self, Api, Auth, Costs, Documents, Network};
 use crate::config::{Engine, Serve};
+use crate::memory;
 use crate::queue::Limits;
 use crate::receipts::{Budget, Receipts};
 use crate::runner::{Requests, Runner};
@@ -61,6 +62,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         max_tests: usize::try_from(settings.max_test_count)?,
         max_body: usize::try_from(settings.max_body_bytes)?,
         costs: Costs::default(),
+        documents: Documents::default(),
         started,
         stopping: AtomicBool::new(false),
     });
@@ -107,7 +109,8 @@ async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve) -
     let router = api::router(Arc::clone(&api));
     let max_connections = usize::try_from(settings.max_connections)?;
     let serving = tokio::spawn(server::serve(listening, router, identity.clone(), max_connections, closing.clone()));
-    let tidy = tokio::spawn(expire(Arc::clone(&api.receipts)));
+    let _expire = AbortOnDropHandle::new(tokio::spawn(expire(Arc::clone(&api.receipts))));
+    let _trim = AbortOnDropHandle::new(tokio::spawn(memory::trim()));
     let follow = identity.clone().map(|identity| AbortOnDropHandle::new(tokio::spawn(identity.follow())));
 
     let signal = loop {
@@ -127,7 +130,6 @@ async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve) -
     api.receipts.cancel_all();
     closing.cancel();
     let answered = tokio::time::timeout_at(end + Duration::from_millis(500), serving).await;
-    tidy.abort();
     drop(follow);
     tracing::info!(whole = answered.is_ok(), "stopped");
     Ok(())

@@ -82,6 +82,14 @@ impl Receipt {
         ("", 0)
     }
 
+    /// The number after which a watcher goes on that was told this one last. One that is not among those given out is
+    /// another receipt's, or made up: it goes on from the beginning.
+    #[must_use]
+    pub fn resume(&self, last: u64) -> u64 {
+        let end = u64::from(!self.is_running());
+        if last > self.happened.load(Ordering::Relaxed) + end { 0 } else { last }
+    }
+
     /// What has happened since this number, in order; and whether that is the end.
     #[must_use]
     pub fn since(&self, number: u64) -> (Vec<Event>, bool) {
@@ -162,8 +170,9 @@ mod tests {
         let all = told(&receipt, 3);
         let kinds: Vec<_> = all.iter().map(|(_, kind, _)| *kind).collect();
         assert_eq!(kinds, ["test", "test", "test", "done"]);
-        assert_eq!(all[3].2, receipt.body());
+        assert_eq!(all[3].2.as_bytes(), receipt.pieces().concat());
         assert_eq!(told(&receipt, all[2].0).len(), 1, "whoever saw all tests still gets the end");
+        assert_eq!([0, 5, 7, 8, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 7, 0, 0]);
     }
 
     #[test]

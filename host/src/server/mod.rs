@@ -1,31 +1,47 @@
-//! Listens and serves. Not `axum::serve`: it builds hyper without a timer, so that the limit on reading a request's
-//! head does nothing, and a thousand slow clients hold a thousand connections for ever.
+//! Listens and serves. Not `axum::serve`: it limits neither connections nor the time that they may take.
 
+mod connections;
+mod response;
+mod socket;
 mod tls;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, Version, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt;
 
+use crate::api::ApiError;
+use connections::{Connections, Limits, Requests, TICK};
+use response::ResponseBody;
+use socket::Socket;
 pub use tls::Identity;
 
-/// A request's head must have arrived after this.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKLOG: i32 = 1024;
+/// Requests under way on one HTTP/2 connection (RFC 9113, section 5.1.2, advises no fewer).
+const STREAMS: u32 = 100;
+/// What HTTP/2 may send before it is read: of one request's body, and of all on a connection.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
+/// What one connection (HTTP/1) or stream (HTTP/2) buffers; over HTTP/1 also the longest head of a request.
+const BUFFER: usize = 64 << 10;
+/// Answered even on a connection beyond the limit.
+const ALWAYS: [&str; 2] = ["/healthz", "/readyz"];
 
 /// Sockets that listen.
 pub struct Listening {
@@ -59,7 +75,7 @@ impl Listening {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // `0.0.0.0` and `::` side by side, whatever the system's default.
         socket.set_only_v6(true)?;
@@ -77,10 +93,11 @@ struct Shared {
     router: Router,
     /// None: without TLS.
     identity: Option<Arc<Identity>>,
-    connections: Arc<Semaphore>,
+    connections: Arc<Connections>,
+    stop: CancellationToken,
 }
 
-/// Serves until `stop`; then finishes the requests that are being answered.
+/// Serves until `stop`; then finishes the requests that are under way.
 pub async fn serve(
     listening: Listening,
     router: Router,
@@ -89,63 +106,117 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    http.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(20)));
-    let connections = Arc::new(Semaphore::new(max_connections));
-    let shared = Arc::new(Shared { http, router, identity, connections });
+    // hyper's own limit on a head's time is also its limit on the time between requests, and begins only once it knows
+    // the version of HTTP: deadlines are those of `connections`.
+    http.http1().header_read_timeout(None).max_buf_size(BUFFER);
+    http.http2()
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(BUFFER);
+    let connections = Arc::new(Connections::new(Limits::new(max_connections)));
+    let _sweep = AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(&connections))));
+    let shared = Arc::new(Shared { http, router, identity, connections, stop });
     let listeners = listening.listeners.into_iter();
-    futures_util::future::join_all(listeners.map(|listener| accept(listener, &shared, &stop))).await;
+    futures_util::future::join_all(listeners.map(|listener| accept(listener, &shared))).await;
 }
 
-async fn accept(listener: TcpListener, shared: &Arc<Shared>, stop: &CancellationToken) {
+async fn sweep(connections: Arc<Connections>) {
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tick.tick().await;
+        connections.sweep(Instant::now());
+    }
+}
+
+async fn accept(listener: TcpListener, shared: &Arc<Shared>) {
     let graceful = GracefulShutdown::new();
     loop {
-        // The permit first: over the limit the kernel's queue holds the rest.
-        let (permit, accepted) = tokio::select! {
-            () = stop.cancelled() => break,
-            both = async {
-                let permit = Arc::clone(&shared.connections).acquire_owned().await;
-                (permit, listener.accept().await)
-            } => both,
+        let accepted = tokio::select! {
+            () = shared.stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
         };
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, most likely: a moment later some are free again.
+                // Out of file descriptors, most likely: a moment later there is one again.
                 tracing::warn!(%error, "accept");
+                shared.connections.evict(Instant::now());
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        // Answers leave at once; only a closed connection makes this fail.
-        let _ = stream.set_nodelay(true);
+        let Some(ticket) = shared.connections.admit(Instant::now()) else {
+            tracing::debug!(%from, "too many connections, all of them busy");
+            continue;
+        };
         let (shared, watcher) = (Arc::clone(shared), graceful.watcher());
         tokio::spawn(async move {
-            let Some(identity) = &shared.identity else {
-                connection(stream, from, &shared, watcher).await;
-                return drop(permit);
-            };
-            match tokio::time::timeout(HEAD_TIMEOUT, identity.acceptor().accept(stream)).await {
-                Ok(Ok(stream)) => connection(stream, from, &shared, watcher).await,
-                Ok(Err(error)) => tracing::debug!(%from, %error, "no TLS handshake"),
-                Err(_) => tracing::debug!(%from, "no TLS handshake in time"),
+            tokio::select! {
+                biased;
+                () = ticket.connection.closed() => {}
+                () = handshake(stream, from, &shared, ticket.requests(), watcher) => {}
             }
-            drop(permit);
         });
     }
     drop(listener);
     graceful.shutdown().await;
 }
 
-async fn connection<S>(stream: S, from: SocketAddr, shared: &Shared, watcher: Watcher)
+/// TLS, where the server speaks it; then HTTP.
+async fn handshake(stream: TcpStream, from: SocketAddr, shared: &Shared, requests: Requests, watcher: Watcher) {
+    let socket = Socket::new(stream, Arc::clone(&requests.connection));
+    let Some(identity) = &shared.identity else { return connection(socket, from, shared, requests, watcher).await };
+    tokio::select! {
+        () = shared.stop.cancelled() => {}
+        accepted = identity.acceptor().accept(socket) => match accepted {
+            Ok(stream) => connection(stream, from, shared, requests, watcher).await,
+            Err(error) => tracing::debug!(%from, %error, "no TLS handshake"),
+        },
+    }
+}
+
+async fn connection<S>(stream: S, from: SocketAddr, shared: &Shared, requests: Requests, watcher: Watcher)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = shared.router.clone().map_request(move |mut request: Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(from));
-        request.map(axum::body::Body::new)
-    });
-    let connection = shared.http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+    let router = shared.router.clone();
+    let service = service_fn(move |request| respond(request, from, router.clone(), requests.clone()));
+    let connection = shared.http.serve_connection(TokioIo::new(stream), service).into_owned();
     // A client that goes away in the middle is none of the server's errors.
     let _ = watcher.watch(connection).await;
 }
+
+async fn respond(
+    mut request: Request<Incoming>,
+    from: SocketAddr,
+    router: Router,
+    requests: Requests,
+) -> Result<http::Response<ResponseBody>, Gone> {
+    let (version, reserved) = (request.version(), requests.connection.reserved);
+    let exchange = requests.begin(version);
+    if !exchange.turn().await {
+        return Err(Gone);
+    }
+    request.extensions_mut().insert(ConnectInfo(from));
+    let mut response = if reserved && !ALWAYS.contains(&request.uri().path()) {
+        ApiError::Overloaded.into_response()
+    } else {
+        let Ok(response) = router.oneshot(request.map(axum::body::Body::new)).await;
+        response
+    };
+    if reserved && version < Version::HTTP_2 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let (head, body) = response.into_parts();
+    ResponseBody::new(body, exchange).map(|body| Response::from_parts(head, body)).or_else(|exchange| {
+        // It was not even written; its memory is free again.
+        let (head, body) = ApiError::Overloaded.into_response().into_parts();
+        ResponseBody::new(body, exchange).map(|body| Response::from_parts(head, body)).map_err(|_| Gone)
+    })
+}
+
+/// The connection is closed, or has to be.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection is closed")]
+struct Gone;
