@@ -1,21 +1,20 @@
 //! One series of probes: paces them, matches arrivals by index, measures round-trip times and reports events. Pings and
 //! traces are series; building a probe and recognising its answer is the work of their [`Channel`].
 
+mod channel;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::packet::socket::Timestamp;
-use crate::rate::Rate;
 
-/// Arrivals of one series that wait to be processed; further ones are dropped and counted as overflow.
-const QUEUE_CAPACITY: usize = 4096;
+use crate::rate::Rate;
+pub use channel::{Arrival, ArrivalSink, Channel};
 
 /// How long after its timeout a probe is still waited for: an answer whose kernel timestamp is in time is not lost
 /// because this process read it late.
@@ -49,70 +48,6 @@ pub struct Schedule {
     pub interval: Duration,
     /// For each probe, from its departure.
     pub timeout: Duration,
-}
-
-/// How a series sends its probes and receives what belongs to them.
-pub trait Channel: Send + 'static {
-    type Response: Send;
-
-    /// Sends one probe and returns its departure.
-    ///
-    /// # Errors
-    /// A description of this host's failure.
-    fn send(&mut self, index: u32) -> impl Future<Output = Result<Timestamp, String>> + Send;
-    /// The next message that belongs to this series; None when [`is_wanted`](Self::is_wanted) has changed. Must be
-    /// cancel-safe.
-    fn arrival(&mut self) -> impl Future<Output = Option<Arrival<Self::Response>>> + Send;
-    /// Packets that this host dropped since the series began, because a buffer or queue was full.
-    fn overflow(&self) -> u32;
-    /// Is this probe to be sent and waited for?
-    fn is_wanted(&self, _index: u32) -> bool {
-        true
-    }
-}
-
-/// A message that belongs to a series.
-#[derive(Debug, Clone)]
-pub struct Arrival<R> {
-    pub index: u32,
-    pub source: IpAddr,
-    /// Kernel receive timestamp, since the Unix epoch.
-    pub timestamp: Option<Duration>,
-    /// False: the answer that the probe waits for may still come.
-    pub settles: bool,
-    pub response: R,
-}
-
-/// The event sink of a channel: a bounded queue of arrivals, which counts what this host drops, so that the loss is not
-/// attributed to the network.
-pub struct ArrivalSink<R> {
-    queue: mpsc::Sender<Arrival<R>>,
-    dropped: AtomicU32,
-}
-
-impl<R> ArrivalSink<R> {
-    #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<Arrival<R>>) {
-        let (queue, arrivals) = mpsc::channel(QUEUE_CAPACITY);
-        (Self { queue, dropped: AtomicU32::new(0) }, arrivals)
-    }
-
-    /// Never blocks; drops and counts the arrival when the queue is full.
-    pub fn push(&self, arrival: Arrival<R>) {
-        if self.queue.try_send(arrival).is_err() {
-            self.count_dropped(1);
-        }
-    }
-
-    /// Adds packets that a socket of the series dropped.
-    pub fn count_dropped(&self, packets: u32) {
-        self.dropped.fetch_add(packets, Ordering::Relaxed);
-    }
-
-    /// Packets dropped since the series began.
-    pub fn dropped(&self) -> u32 {
-        self.dropped.load(Ordering::Relaxed)
-    }
 }
 
 /// How a message relates to its probe.
