@@ -95,7 +95,8 @@ fn every_option_has_its_row() {
 fn markdown() -> Vec<String> {
     let docs = std::fs::read_dir(root().join("docs")).expect("a folder");
     let names = docs.map(|entry| format!("docs/{}", entry.expect("a file").file_name().display()));
-    let mut pages: Vec<String> = names.filter(|name| name.ends_with(".md")).collect();
+    let mut pages: Vec<String> =
+        names.filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "md")).collect();
     pages.extend(["README.md".to_owned(), "bench/README.md".to_owned()]);
     pages
 }

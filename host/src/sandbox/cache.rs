@@ -135,7 +135,8 @@ fn read_key(path: &Path) -> anyhow::Result<[u8; 32]> {
     ensure_trusted(&meta)?;
     // An image's key is root's and readable, in a folder that only root can write to.
     let ours = meta.uid() == rustix::process::geteuid().as_raw();
-    ensure!(!ours || meta.mode() & 0o077 == 0, "others may read it (mode {:04o}, not 0600)", meta.mode() & 0o7777);
+    let of_others = meta.mode() & 0o077;
+    ensure!(!ours || of_others == 0, "others may read it (mode {:04o}, not 0600)", meta.mode() & 0o7777);
     let mut key = vec![];
     file.take(33).read_to_end(&mut key)?;
     <[u8; 32]>::try_from(key).map_err(|_| anyhow::anyhow!("it is not of 32 bytes"))

@@ -67,7 +67,7 @@ fn document() -> String {
     );
     for (what, limit, error, happens) in rows {
         let error = if error.is_empty() { String::new() } else { format!("`{error}`") };
-        let _ = write!(text, "| {what} | {limit} | {error} | {happens} |\n");
+        let _ = writeln!(text, "| {what} | {limit} | {error} | {happens} |");
     }
     let of = PACKETS_OF;
     let _ = write!(
