@@ -10,7 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -214,9 +214,16 @@ impl Runner {
         &self.queue
     }
 
-    /// Does work that takes CPU time at the priority of the guests, away from the threads that answer.
-    pub fn spawn_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        self.guests.spawn_blocking(work)
+    /// Does work that takes CPU time at the priority of the guests, away from the threads that answer. A thread for it is
+    /// started from one of the guests', so that it inherits their empty bounding set and not the one of the network.
+    ///
+    /// # Errors
+    /// When the work panics, or the server ends.
+    pub async fn spawn_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        self.guests.spawn(async { tokio::task::spawn_blocking(work).await }).await?
     }
 
     /// Waits for running tests; cancels those that are not done in time.
