@@ -1,4 +1,4 @@
-//! TCP connections to vetted addresses, the fastest of several (RFC 8305).
+//! TCP connections to permitted addresses: Happy Eyeballs (RFC 8305).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub fn vet(policy: &Policy, addresses: &[IpAddr], name: Option<&str>) -> Result<
     }
 }
 
-/// Connects to the first address that answers. The caller bounds the time.
+/// Connects to the address that answers first. The caller sets the timeout.
 ///
 /// # Errors
 /// The last failure, when every address failed.

@@ -48,7 +48,8 @@ struct State {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Fingerprint(u64, u64, i64, i64);
 
-struct Database {
+/// A parsed database file.
+pub struct Database {
     reader: Reader<Vec<u8>>,
     /// RFC 3339.
     built: String,
@@ -56,7 +57,10 @@ struct Database {
 
 impl Database {
     /// Reads all of it once: a database that is damaged anywhere is refused here, before a test uses it.
-    fn check(bytes: Vec<u8>) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// When it is not a whole database of autonomous systems.
+    pub fn check(bytes: Vec<u8>) -> anyhow::Result<Self> {
         // maxminddb is not proven against every damaged file, and none may end the program.
         let checked = std::panic::catch_unwind(|| Self::parse(bytes));
         checked.unwrap_or_else(|_| Err(anyhow::anyhow!("it is not a MaxMind database")))
@@ -76,7 +80,9 @@ impl Database {
         Ok(database)
     }
 
-    fn lookup(&self, address: IpAddr) -> anyhow::Result<Option<AutonomousSystem>> {
+    /// # Errors
+    /// When the entry is damaged.
+    pub fn lookup(&self, address: IpAddr) -> anyhow::Result<Option<AutonomousSystem>> {
         if address.is_ipv6() && self.reader.metadata().ip_version == 4 {
             return Ok(None);
         }

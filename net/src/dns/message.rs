@@ -1,4 +1,4 @@
-//! Questions and answers as bytes (RFC 1035, RFC 6891, RFC 3597). Pure.
+//! DNS messages: encoding of queries, parsing of responses (RFC 1035, RFC 6891, RFC 3597). Pure.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use domain::rdata::AllRecordData;
 use super::{AskError, Question, Request, Transport, rdata};
 use crate::name::idna_to_ascii;
 
-/// What we say we take over UDP: fits the smallest MTU of IPv6 paths (DNS flag day 2020).
-const UDP_PAYLOAD: u16 = 1232;
-/// Records of one section that are handed over.
-const RECORDS: usize = 4096;
+/// The advertised EDNS payload size: fits the smallest MTU of IPv6 paths (DNS flag day 2020).
+const UDP_PAYLOAD_SIZE: u16 = 1232;
+/// Further records of a section are dropped.
+const MAX_RECORDS: usize = 4096;
 
-/// A question ready to be sent.
+/// An encoded query.
 #[derive(Debug, Clone)]
 pub struct Query {
     /// With a random identifier.
@@ -56,7 +56,7 @@ impl Query {
         builder.push((name, rtype, class)).map_err(full)?;
         let mut builder = builder.additional();
         let opt = builder.opt(|opt| {
-            opt.set_udp_payload_size(UDP_PAYLOAD);
+            opt.set_udp_payload_size(UDP_PAYLOAD_SIZE);
             opt.set_dnssec_ok(dnssec_ok);
             Ok(())
         });
@@ -64,7 +64,7 @@ impl Query {
         Ok(Self { bytes: builder.finish(), id })
     }
 
-    /// As it goes over transports that match answers by themselves (RFC 8484, 4.1; RFC 9250, 4.2.1).
+    /// With identifier 0, for transports that match responses to queries themselves (RFC 8484, 4.1; RFC 9250, 4.2.1).
     #[must_use]
     pub fn without_id(&self) -> Vec<u8> {
         self.with_id([0, 0])
@@ -78,13 +78,13 @@ impl Query {
         bytes
     }
 
-    /// Is this an answer to the question? The identifier is checked by who needs it.
+    /// Is this a response to this query? The caller checks the identifier where the transport needs one.
     fn is_answered_by(&self, reply: &Message<Vec<u8>>) -> bool {
         let Ok(asked) = Message::from_octets(&self.bytes) else { return false };
         if !reply.header().qr() {
             return false;
         }
-        // A server that did not understand the question may leave it out.
+        // A server that could not parse the query may leave the question out.
         let bare_error = reply.header_counts().qdcount() == 0 && reply.is_error();
         let same = match (asked.sole_question(), reply.sole_question()) {
             (Ok(asked), Ok(reply)) => {
@@ -97,13 +97,13 @@ impl Query {
         bare_error || same
     }
 
-    /// For a datagram from anybody: identifier and question must both be ours.
+    /// For datagrams, which anybody may send: identifier and question must both be those of this query.
     #[must_use]
     pub fn accepts(&self, datagram: &[u8]) -> bool {
         self.accepts_as(self.id.to_be_bytes(), datagram)
     }
 
-    /// As [`accepts`](Self::accepts), when it was asked with that identifier.
+    /// As [`accepts`](Self::accepts), for a query that was sent with this identifier.
     #[must_use]
     pub fn accepts_as(&self, id: [u8; 2], datagram: &[u8]) -> bool {
         Message::from_octets(datagram.to_vec())
@@ -112,7 +112,7 @@ impl Query {
 }
 
 fn name(text: &str) -> Result<Name<Vec<u8>>, AskError> {
-    let bad = |why: &str| AskError::BadName(format!("'{}' is not a domain name: {why}", text.escape_debug()));
+    let bad = |reason: &str| AskError::BadName(format!("'{}' is not a domain name: {reason}", text.escape_debug()));
     if text.is_empty() {
         return Err(bad("it is empty"));
     }
@@ -195,9 +195,9 @@ pub fn parse(query: &Query, reply: &[u8], transport: Transport, elapsed: Duratio
         .ok_or_else(|| malformed("no question"))?;
     let records = |section: domain::base::message::RecordSection<'_, Vec<u8>>, what: &str| {
         let mut records = vec![];
-        for parsed in section.take(RECORDS) {
+        for parsed in section.take(MAX_RECORDS) {
             let parsed = parsed.map_err(|_| malformed(&format!("a record of the {what} section")))?;
-            // EDNS is how we talk, not something that the server has (RFC 6891).
+            // OPT is a pseudo-record: part of the exchange, not of the zone (RFC 6891).
             if parsed.rtype() != Rtype::OPT {
                 records.push(
                     record(&parsed).ok_or_else(|| malformed(&format!("data of a record of the {what} section")))?,
@@ -206,7 +206,7 @@ pub fn parse(query: &Query, reply: &[u8], transport: Transport, elapsed: Duratio
         }
         Ok(records)
     };
-    // A truncated answer may break off anywhere; what it holds is asked again anyway.
+    // A truncated response may end anywhere, and is asked for again over TCP.
     let truncated = message.header().tc() && transport == Transport::Udp;
     let section = |section, what: &str| {
         if truncated { Ok(records(section, what).unwrap_or_default()) } else { records(section, what) }
@@ -234,7 +234,7 @@ pub fn parse(query: &Query, reply: &[u8], transport: Transport, elapsed: Duratio
     })
 }
 
-/// Presentation form with the dot at the end.
+/// Presentation form of an absolute name.
 fn dotted(name: &impl ToName) -> String {
     let text = name.to_vec().to_string();
     if text.ends_with('.') { text } else { format!("{text}.") }
@@ -246,7 +246,7 @@ fn record(parsed: &ParsedRecord<'_, Vec<u8>>) -> Option<Record> {
             .unwrap_or_else(|| raw.display_zonefile(DisplayKind::Simple).to_string()),
         known => known.display_zonefile(DisplayKind::Simple).to_string(),
     });
-    // Data that does not fit its type is shown as bytes (RFC 3597), as it came.
+    // Data that does not fit its type is shown as bytes (RFC 3597).
     let data = known.or_else(|| {
         let raw = parsed.to_record::<UnknownRecordData<_>>().ok()??;
         Some(raw.data().display_zonefile(DisplayKind::Simple).to_string())

@@ -1,4 +1,4 @@
-//! One DNS question to one server, timed.
+//! One DNS query to one server, timed.
 //!
 //! The messages are `NLnet` Labs' `domain`: hickory-proto's `RecordType` does not parse many mnemonics (LOC, URI, RP, …),
 //! its records do not keep RDLENGTH, and its `Display` of TXT does not quote; the contract wants all three. The
@@ -15,7 +15,7 @@ use crate::os_error::description;
 use crate::policy::Permitted;
 use crate::tls::Tls;
 
-pub use message::{Answer, Flags, Query, Record, mnemonic};
+pub use message::{Answer, Flags, Query, Record, mnemonic, parse};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -37,7 +37,7 @@ impl Transport {
     }
 }
 
-/// A question in presentation form.
+/// The question of a query, in presentation form.
 #[derive(Debug, Clone)]
 pub struct Question {
     pub name: String,
@@ -79,7 +79,7 @@ pub enum AskError {
 }
 
 impl AskError {
-    /// A socket's failure, sorted by whose it is.
+    /// A failed socket call, classified by its cause.
     fn from_io(error: &std::io::Error) -> Self {
         use std::io::ErrorKind;
         match error.kind() {
@@ -94,7 +94,7 @@ impl AskError {
     }
 }
 
-/// Asks. Dropping the future closes what it had open.
+/// Sends the query and waits for the response. Dropping the future closes its sockets.
 ///
 /// # Errors
 /// See [`AskError`].
@@ -116,7 +116,7 @@ pub async fn ask(tls: &Tls, server: Permitted, request: &Request) -> Result<Answ
     timed.await.unwrap_or(Err(AskError::Timeout))
 }
 
-/// Asks over UDP, and over TCP when the answer is truncated; or over TCP at once.
+/// Over UDP, and over TCP when the response is truncated; or over TCP from the start.
 ///
 /// # Errors
 /// See [`AskError`].
@@ -138,7 +138,7 @@ pub async fn ask_unencrypted(server: Permitted, request: &Request) -> Result<Ans
     timed.await.unwrap_or(Err(AskError::Timeout))
 }
 
-/// How a server's address looks in the authority of a URL.
+/// An address in the form that the authority of a URL needs.
 fn bracketed(name: &str) -> String {
     if matches!(name.parse(), Ok(IpAddr::V6(_))) { format!("[{name}]") } else { name.to_owned() }
 }

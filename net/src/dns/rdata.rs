@@ -1,10 +1,10 @@
-//! Presentation form of record data that `domain` shows as bytes only (RFC 3597): each as its RFC writes it. Whatever
-//! does not fit its type stays bytes.
+//! Presentation forms of record types that `domain` shows as bytes only (RFC 3597). Data that does not fit its type is
+//! left to that form.
 
 use domain::base::Name;
 use domain::base::iana::Rtype;
 
-/// None for a type that is not known here, or data that does not fit it.
+/// None for other types, and for data that does not fit the type.
 pub fn presentation(rtype: Rtype, data: &[u8]) -> Option<String> {
     match rtype.to_int() {
         17 => rp(data),

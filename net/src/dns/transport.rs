@@ -1,4 +1,5 @@
-//! A question's way to a server and the answer's way back, timed. The caller bounds the time.
+//! DNS transports: UDP, TCP (RFC 7766), TLS (RFC 7858), HTTPS (RFC 8484) and QUIC (RFC 9250). Exchanges are timed; the
+//! caller sets the timeout.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,13 +25,13 @@ use crate::tls::{QuicError, Tls};
 
 type Reply = Result<(Vec<u8>, Duration), AskError>;
 
-/// A DNS message over a stream or QUIC is 65,535 bytes at most.
-const MESSAGE: usize = 65_535;
-/// Far more than the 1,232 bytes that questions say are taken over UDP.
-const UDP_MESSAGE: usize = 8192;
+/// The longest message over a stream or QUIC.
+const MAX_MESSAGE: usize = 65_535;
+/// Far more than the EDNS payload size that queries advertise (1,232 bytes).
+const UDP_BUFFER: usize = 8192;
 
-/// A socket of its own for each question: its random port is half of what an off-path forger must guess. Answers that
-/// are not to this question are passed over, and the time runs on.
+/// Each query has a socket of its own: the random source port is half of what an off-path attacker must guess (RFC 5452).
+/// Datagrams that do not answer the query are ignored.
 pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
     let io = |error: std::io::Error| AskError::from_io(&error);
     let errno = |error: nix::Error| AskError::from_io(&error.into());
@@ -38,12 +39,12 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(io)?;
     socket.set_nonblocking(true).map_err(io)?;
     setsockopt(&socket, sockopt::ReceiveTimestampns, &true).map_err(errno)?;
-    // Connected: the kernel passes on only what comes from that server, and its port-unreachable errors.
+    // Connected: the kernel delivers only what comes from that server, and ICMP port unreachable as an error.
     socket.connect(&server.socket_address(port).into()).map_err(io)?;
     let socket = socket::register(socket, Interest::READABLE | Interest::ERROR).map_err(io)?;
     let sent = Timestamp::now();
     socket.get_ref().send(&query.bytes).map_err(io)?;
-    let (mut buffer, mut control) = (vec![0; UDP_MESSAGE], socket::control_buffer());
+    let (mut buffer, mut control) = (vec![0; UDP_BUFFER], socket::control_buffer());
     loop {
         // An ICMP port unreachable is an error of the socket, not data.
         let mut ready = socket.ready(Interest::READABLE | Interest::ERROR).await.map_err(io)?;
@@ -75,14 +76,15 @@ async fn secure(
     name: &str,
     alpn: &str,
 ) -> Result<TlsStream<Metered<TcpStream>>, AskError> {
-    let insecure = AskError::Insecure;
-    let (config, verifier) = tls.client(&[alpn], true).map_err(|e| insecure(e.to_string()))?;
-    let name = ServerName::try_from(name.to_owned()).map_err(|e| insecure(e.to_string()))?;
+    let (config, verifier) = tls.client(&[alpn], true).map_err(|e| AskError::Insecure(e.to_string()))?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|e| AskError::Insecure(e.to_string()))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    connected.map_err(|error| insecure(verifier.refusal().unwrap_or_else(|| format!("TLS handshake failed: {error}"))))
+    connected.map_err(|error| {
+        AskError::Insecure(verifier.refusal().unwrap_or_else(|| format!("TLS handshake failed: {error}")))
+    })
 }
 
-/// Length and message (RFC 7766), there and back. Answers to something else are passed over.
+/// Messages with a length field of two bytes (RFC 7766, section 8). Responses to other queries are ignored.
 async fn framed(mut stream: impl AsyncRead + AsyncWrite + Unpin, query: &Query) -> Result<Vec<u8>, AskError> {
     let exchange = async {
         let length = u16::try_from(query.bytes.len()).unwrap_or(u16::MAX);
@@ -132,7 +134,7 @@ pub async fn https(tls: &Tls, server: Permitted, port: u16, name: &str, query: &
         if response.status() != http::StatusCode::OK {
             return Err(malformed(&format!("status {}", response.status())));
         }
-        let body = Limited::new(response.into_body(), MESSAGE).collect().await.map_err(|e| malformed(&e))?;
+        let body = Limited::new(response.into_body(), MAX_MESSAGE).collect().await.map_err(|e| malformed(&e))?;
         Ok((body.to_bytes().to_vec(), start.elapsed()))
     };
     let (mut connection, mut exchange) = (std::pin::pin!(connection), std::pin::pin!(exchange));
@@ -157,7 +159,7 @@ pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Q
         let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
         send.write_all(&[&length.to_be_bytes(), message.as_slice()].concat()).await?;
         send.finish()?;
-        Ok(receive.read_to_end(MESSAGE + 2).await?)
+        Ok(receive.read_to_end(MAX_MESSAGE + 2).await?)
     };
     let bytes = exchange.await.map_err(|error: Box<dyn std::error::Error + Send + Sync>| {
         AskError::Malformed(format!("DNS over QUIC: {error}"))
@@ -165,7 +167,7 @@ pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Q
     let elapsed = start.elapsed();
     connection.close(0_u32.into(), b"");
     drop(endpoint);
-    // Length and message (RFC 9250, section 4.2).
+    // With a length field of two bytes (RFC 9250, section 4.2).
     match bytes.split_first_chunk() {
         Some((length, message)) if message.len() == usize::from(u16::from_be_bytes(*length)) => {
             Ok((message.to_vec(), elapsed))

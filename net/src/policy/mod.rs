@@ -1,7 +1,6 @@
-//! Which addresses may be reached. Asked by every import, decided here, about the address that is about to be used.
+//! The target policy: which addresses may be reached. Every import asks it about the address that is about to be used.
 //!
-//! `Policy::permit` is the only maker of `Permitted`, and the engines under `net/` take nothing else:
-//! code that forgets to ask does not compile.
+//! Only the policy makes a [`Permitted`], and the engines take nothing else: code that forgets to ask does not compile.
 
 mod rule;
 mod special;
@@ -15,7 +14,7 @@ use crate::system::System;
 
 pub use rule::Rule;
 
-/// DNS over UDP and TCP; over TLS and QUIC.
+/// DNS over UDP and TCP (53), TLS and QUIC (853).
 const DNS_PORTS: [u16; 2] = [53, 853];
 
 /// An address that the policy was asked about, in its canonical form (an IPv4-mapped one is IPv4).
@@ -41,7 +40,7 @@ impl Permitted {
     }
 }
 
-/// The refusal: which address, and why. Its text is for the person who wrote the test.
+/// A refusal. Its text is for the author of the test.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Target '{target}' is not allowed: {reason}.")]
 pub struct Denied {
@@ -49,14 +48,13 @@ pub struct Denied {
     pub reason: String,
 }
 
-/// What the operator opened and closed, on top of the rule that only globally reachable addresses of other hosts may be
-/// probed.
+/// ALLOW and DENY rules on top of the default: globally reachable addresses of other hosts.
 #[derive(Clone, Default)]
 pub struct Policy {
     allow: Vec<Rule>,
     deny: Vec<Rule>,
     system: Arc<System>,
-    /// How often it has said no, over all clones.
+    /// Of all clones.
     refusals: Arc<AtomicU64>,
 }
 
