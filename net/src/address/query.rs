@@ -187,3 +187,51 @@ impl Known {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::policy::Policy;
+
+    #[test]
+    fn every_attempt_fits_into_the_budget() {
+        let policy = Policy::new(vec!["any".parse().expect("a rule")], vec![], Arc::default());
+        let server = policy.permit(IpAddr::from([192, 0, 2, 53]), None).expect("open");
+        let timeout = |servers: usize, text: &[u8]| {
+            let config = ResolverConfig::parse(text);
+            NameServers::new(vec![server; servers], &config, Duration::from_secs(4)).timeout
+        };
+        assert_eq!(timeout(1, b""), Duration::from_secs(2), "two attempts of 5 s by default");
+        assert_eq!(timeout(2, b""), Duration::from_secs(1));
+        assert_eq!(timeout(1, b"options timeout:1"), Duration::from_secs(1));
+        assert_eq!(timeout(1, b"options timeout:9 attempts:1"), Duration::from_secs(4));
+        assert_eq!(timeout(0, b""), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn what_is_known_decides_what_is_asked_and_waited_for() {
+        let records =
+            |name_exists, data: &[&str]| Records { name_exists, data: data.iter().map(|d| (*d).into()).collect() };
+        let missing = |known: &Known| known.missing().collect::<Vec<_>>();
+        let mut known = Known::wanted(FamilyFilter::Any, false);
+        assert_eq!((missing(&known), known.suffices()), (vec!["AAAA", "A"], false));
+        known.add("AAAA", &records(true, &[]));
+        assert_eq!((missing(&known), known.suffices()), (vec!["A"], false));
+        known.add("A", &records(true, &["192.0.2.1", "no address"]));
+        assert_eq!((missing(&known), known.suffices()), (vec![], true));
+        assert_eq!(known.addresses(), Ok(vec![IpAddr::from([192, 0, 2, 1])]));
+
+        let mut known = Known::wanted(FamilyFilter::V6, true);
+        assert_eq!(missing(&known), ["AAAA"], "IPv6 alone is asked for in spite of no-aaaa");
+        known.add("AAAA", &records(true, &[]));
+        assert_eq!(known.addresses(), Err(LookupFailure::NoAddress));
+
+        let mut known = Known::wanted(FamilyFilter::Any, true);
+        assert_eq!(missing(&known), ["A"]);
+        known.add("A", &records(false, &[]));
+        assert!(known.suffices(), "a name that does not exist has nothing of any type");
+        assert_eq!(known.addresses(), Err(LookupFailure::NoSuchName));
+    }
+}
