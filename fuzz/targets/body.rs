@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use http::{HeaderMap, HeaderValue};
 use scouter_net::http::body::{Body, BodyReader};
-use scouter_net::http::limits::DECODED_BYTES;
+use scouter_net::http::limits::{DECODED_BYTES, Pieces};
 
 const CODINGS: [&str; 6] = ["gzip", "deflate", "br", "zstd", "identity", "unknown"];
 const KEPT: usize = 64;
@@ -26,7 +26,7 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 fn read(coding: &'static str, pieces: impl Iterator<Item = impl AsRef<[u8]>>) -> Body {
     let headers = HeaderMap::from_iter([(http::header::CONTENT_ENCODING, HeaderValue::from_static(coding))]);
     run(async {
-        let mut reader = BodyReader::new(&headers, KEPT);
+        let mut reader = BodyReader::new(&headers, KEPT, Pieces::default());
         for piece in pieces {
             reader.add(piece.as_ref()).await.expect("less than the limits");
         }
