@@ -1,7 +1,7 @@
-//! `/tests/events`: what happens to a receipt, as server-sent events (WHATWG HTML, section 9.2).
+//! `/tests/events`: events of a receipt, as server-sent events (WHATWG HTML, section 9.2).
 //!
-//! Not axum's `Sse`: its events hold a copy of their data, so that a result of 1 MB told to a thousand watchers would be
-//! 1 GB. These are made of buffers that all watchers share.
+//! Not axum's `Sse`: its events hold a copy of their data, so that a result of 1 MB sent to a thousand watchers would take
+//! 1 GB. These events consist of buffers that all watchers share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +18,9 @@ use super::tests::receipt_of;
 use super::{Api, ApiError};
 use crate::receipts::{Event, Receipt};
 
-/// A line for proxies that close what is silent.
+/// Interval of comment lines: proxies close silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// After news, whoever watches is left alone for so long: a plugin may report faster than anyone reads.
+/// Pause between two batches of events: a plugin may report faster than any client reads.
 const PAUSE: Duration = Duration::from_millis(50);
 
 pub fn routes() -> Router<Arc<Api>> {
@@ -29,7 +29,7 @@ pub fn routes() -> Router<Arc<Api>> {
 
 struct Watch {
     receipt: Arc<Receipt>,
-    told: u64,
+    sent: u64,
     paused: bool,
 }
 
@@ -40,8 +40,8 @@ async fn events(
 ) -> Result<Response, ApiError> {
     let receipt = receipt_of(&api, query.as_deref())?;
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
-    let told = receipt.resume(last.and_then(|last| last.trim().parse().ok()).unwrap_or(0));
-    let watch = Watch { receipt, told, paused: false };
+    let sent = receipt.resume(last.and_then(|last| last.trim().parse().ok()).unwrap_or(0));
+    let watch = Watch { receipt, sent, paused: false };
     let parts = stream::unfold(Some(watch), |watch| async { next(watch?).await }).flat_map(stream::iter);
     let body = Body::from_stream(parts.map(Ok::<_, std::convert::Infallible>));
     let headers = [
@@ -53,22 +53,22 @@ async fn events(
     Ok((headers, body).into_response())
 }
 
-/// The next pieces of the answer, and who asks for more.
+/// The next pieces of the response body, and the state after them.
 async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
     if watch.paused {
         tokio::time::sleep(PAUSE).await;
     }
-    let (events, done) = watch.receipt.since(watch.told);
+    let (events, done) = watch.receipt.since(watch.sent);
     if let Some(last) = events.last() {
-        watch.told = last.number;
+        watch.sent = last.number;
         watch.paused = true;
         let pieces = events.into_iter().flat_map(pieces).collect();
         return Some((pieces, (!done).then_some(watch)));
     }
     watch.paused = false;
-    match tokio::time::timeout(KEEP_ALIVE, watch.receipt.changed_since(watch.told)).await {
+    match tokio::time::timeout(KEEP_ALIVE, watch.receipt.changed_since(watch.sent)).await {
         Ok(true) => Some((vec![], Some(watch))),
-        // Deleted or expired: there is no more to say.
+        // Deleted or expired.
         Ok(false) => None,
         Err(_) => Some((vec![Bytes::from_static(b": still here\n\n")], Some(watch))),
     }

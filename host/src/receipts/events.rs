@@ -1,8 +1,8 @@
-//! What watchers of a receipt are told: each test's newest partial result, each finished test, and in the end all of it.
+//! Events of a receipt: each test's newest partial result, each finished test, and at the end the whole body.
 //!
-//! Watchers have no queues. Everything that happens has a number; a watcher asks for what is newer than the last number
-//! it was told, and of a test's partial results gets the newest only. So one that is slow, late, or comes back misses
-//! nothing that still matters, and ten thousand of them hold no more than one does.
+//! Watchers have no queues. Each event has a number; a watcher asks for events newer than the last one that it sent, and
+//! of a test's partial results gets the newest only. So a watcher that is slow, late, or reconnects misses nothing that
+//! still matters, and ten thousand of them hold no more memory than one.
 
 use std::sync::atomic::Ordering;
 
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::Receipt;
 use crate::model;
 
-/// Something that happened, as watchers are told it. The JSON is put together from parts that all watchers share.
+/// One server-sent event. Its JSON consists of buffers that all watchers share.
 #[derive(Debug, Clone)]
 pub struct Event {
     pub number: u64,
@@ -20,15 +20,15 @@ pub struct Event {
     pub data: Vec<Bytes>,
 }
 
-/// One test's newest news.
+/// A test's newest event.
 #[derive(Debug, Default, Clone)]
-pub(super) struct News {
+pub(super) struct Update {
     number: u64,
     data: Vec<Bytes>,
     finished: bool,
 }
 
-/// JSON on one line: between values a line may end, in an event it must not.
+/// JSON on one line: JSON may have line ends between values, the data of an event must not.
 pub(super) fn line(json: Box<RawValue>) -> Bytes {
     let text = String::from(Box::<str>::from(json));
     if text.contains(['\r', '\n']) { text.replace(['\r', '\n'], " ").into() } else { text.into() }
@@ -37,13 +37,13 @@ pub(super) fn line(json: Box<RawValue>) -> Bytes {
 impl Receipt {
     /// A test's result so far.
     pub fn partial(&self, index: usize, json: &RawValue) {
-        self.tell(index, line(json.to_owned()), false);
+        self.update(index, line(json.to_owned()), false);
     }
 
-    pub(super) fn tell(&self, index: usize, json: Bytes, finished: bool) {
-        let mut news = self.news.lock();
-        let Some(slot) = news.get_mut(index) else { return };
-        // A partial result that comes late has nothing to say.
+    pub(super) fn update(&self, index: usize, json: Bytes, finished: bool) {
+        let mut updates = self.updates.lock();
+        let Some(slot) = updates.get_mut(index) else { return };
+        // A partial result after the final one is out of date.
         if slot.finished {
             return;
         }
@@ -51,12 +51,12 @@ impl Receipt {
         let (name, place) = self.place_of(index);
         let (result, test) = if finished { (None, Some(RawValue::NULL)) } else { (Some(RawValue::NULL), None) };
         let event = model::Event { r#type: name, index: place, result, test };
-        *slot = News { number, data: model::spliced(&event, [json]), finished };
-        drop(news);
+        *slot = Update { number, data: model::spliced(&event, [json]), finished };
+        drop(updates);
         self.wake(number);
     }
 
-    /// Never back: two tests may tell at once, and whoever waits for the later number must not miss it.
+    /// The number never decreases: of two concurrent updates, the watcher that waits for the later one must not miss it.
     fn wake(&self, number: u64) {
         self.newest.send_if_modified(|newest| {
             let newer = number > *newest;
@@ -65,8 +65,8 @@ impl Receipt {
         });
     }
 
-    /// There is one more thing to tell: that it is over.
-    pub(super) fn tell_end(&self) {
+    /// The event `done`.
+    pub(super) fn update_end(&self) {
         self.wake(self.happened.load(Ordering::Relaxed) + 1);
     }
 
@@ -82,25 +82,25 @@ impl Receipt {
         ("", 0)
     }
 
-    /// The number after which a watcher goes on that was told this one last. One that is not among those given out is
-    /// another receipt's, or made up: it goes on from the beginning.
+    /// Where a watcher with this `Last-Event-ID` continues. A number that this receipt has not used yet belongs to another
+    /// receipt, or to none: the watcher starts at the beginning.
     #[must_use]
     pub fn resume(&self, last: u64) -> u64 {
         let end = u64::from(!self.is_running());
         if last > self.happened.load(Ordering::Relaxed) + end { 0 } else { last }
     }
 
-    /// What has happened since this number, in order; and whether that is the end.
+    /// Events after this number, in order; and whether the last of them is `done`.
     #[must_use]
     pub fn since(&self, number: u64) -> (Vec<Event>, bool) {
         let done = !self.is_running();
-        let news = self.news.lock().clone();
-        let newer = news.into_iter().filter(|news| news.number > number);
+        let updates = self.updates.lock().clone();
+        let newer = updates.into_iter().filter(|update| update.number > number);
         let mut events: Vec<Event> = newer
-            .map(|news| Event {
-                number: news.number,
-                kind: if news.finished { "test" } else { "partial" },
-                data: news.data,
+            .map(|update| Event {
+                number: update.number,
+                kind: if update.finished { "test" } else { "partial" },
+                data: update.data,
             })
             .collect();
         events.sort_by_key(|event| event.number);
@@ -111,7 +111,7 @@ impl Receipt {
         (events, done)
     }
 
-    /// Waits until something happens after this number, or the receipt is forgotten: then it is false.
+    /// Waits for an event after this number. False when the receipt was deleted or has expired.
     pub async fn changed_since(&self, number: u64) -> bool {
         let mut newest = self.newest.subscribe();
         tokio::select! {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::model;
 use crate::plan::Plan;
 pub use events::Event;
-use events::News;
+use events::Update;
 
 /// 128 random bits as 32 lower-case hexadecimal digits.
 pub type ReceiptId = String;
@@ -56,8 +56,8 @@ pub struct Receipt {
     /// Bytes of everything else that is kept: the receipt itself, names of types, what watchers are told of each test.
     frame: usize,
     finished: watch::Sender<usize>,
-    /// For watchers: each test's news, how much has happened, and the same number where one can wait for it.
-    news: Mutex<Vec<News>>,
+    /// For watchers: each test's newest event, the number of events, and the same number as a channel to wait on.
+    updates: Mutex<Vec<Update>>,
     happened: AtomicU64,
     newest: watch::Sender<u64>,
     /// Cancelled when the caller deletes the receipt or the server stops.
@@ -102,7 +102,7 @@ impl Receipts {
             bytes: AtomicUsize::new(0),
             frame: frame(plan),
             finished: watch::Sender::new(0),
-            news: Mutex::new(vec![News::default(); plan.tests.len()]),
+            updates: Mutex::new(vec![Update::default(); plan.tests.len()]),
             happened: AtomicU64::new(0),
             newest: watch::Sender::new(0),
             cancel: CancellationToken::new(),
@@ -132,7 +132,7 @@ impl Receipts {
         if let Some(slot) = results.get_mut(index) {
             slot.json = Some(json.clone());
         }
-        receipt.tell(index, json, true);
+        receipt.update(index, json, true);
         let finished = results.iter().filter(|r| r.json.is_some()).count();
         // The receipt moves before its watchers wake: whoever sees it done finds it.
         if finished == receipt.total() {
@@ -140,7 +140,7 @@ impl Receipts {
         }
         receipt.finished.send_replace(finished);
         if finished == receipt.total() {
-            receipt.tell_end();
+            receipt.update_end();
         }
     }
 
