@@ -21,9 +21,9 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// The modules of the host, from above to below: each may use what stands after it.
-const HOST: [&str; 14] = [
+const HOST: [&str; 15] = [
     "main", "cli", "server", "api", "runner", "queue", "receipts", "plan", "sandbox", "services", "slots", "model",
-    "metrics", "config",
+    "metrics", "memory", "config",
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
