@@ -1,7 +1,7 @@
 //! The picture in README: `scouter run traceroute` on a terminal, recorded by termtosvg (a Python package that
 //! `setup.sh bench` installs) in the lab, along the chain of routers.
 
-use std::process::Command;
+use std::process::Stdio;
 
 use crate::report;
 use crate::support::lab::Lab;
@@ -16,10 +16,16 @@ pub fn recording(lab: &Lab) {
     );
     let script =
         format!("printf '$ scouter {arguments}\\n'; sleep 1; env {settings} {} {arguments}; sleep 4", scouter());
+    let file = lab.path("recording.sh");
+    std::fs::write(&file, script).expect("written");
     let picture = root().join("docs/traceroute.svg");
-    let mut recorder = lab.probe.command(root().join("target/lab-venv/bin/termtosvg").to_str().expect("UTF-8"));
-    recorder.env("TERM", "xterm-256color").arg(&picture).args(["-g", "100x26", "-t", "window_frame", "-c"]);
-    let output = Command::output(recorder.arg(format!("sh -c \"{script}\""))).expect("termtosvg runs");
+    // termtosvg wants a terminal of its own: script(1) makes one.
+    let termtosvg = root().join("target/lab-venv/bin/termtosvg");
+    let record =
+        format!("{} {} -g 100x26 -t window_frame -c 'sh {}'", termtosvg.display(), picture.display(), file.display());
+    let mut recorder = lab.probe.command("script");
+    recorder.env("TERM", "xterm-256color").args(["-qec", &record, "/dev/null"]).stdin(Stdio::null());
+    let output = recorder.output().expect("script runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let size = std::fs::metadata(&picture).expect("a picture").len();
     report("docs/traceroute.svg", &format!("{} KiB", size >> 10), "recorded again");
