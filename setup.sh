@@ -54,6 +54,11 @@ fi
 missing=$(wanted "${1:-}" | while read -r command package why; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null || { say "installing $package: $why" >&2; echo "$package"; }
 done)
+# A compiler may be there without the C library's headers and start files: gcc only recommends their package.
+if ! printf '#include <stdio.h>\nint main(void) { return 0; }\n' | cc -x c - -o /dev/null 2>/dev/null; then
+    say 'installing libc6-dev: headers to compile C with'
+    missing="$missing libc6-dev"
+fi
 # Debian's python3 may lack the module that makes virtual environments.
 if [ "${1:-}" = test ] || [ "${1:-}" = bench ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"

@@ -22,7 +22,9 @@ fi
 
 RUSTC_WRAPPER=$PWD/rustc.sh cargo build --release --quiet --target "$(rustc -vV | sed -n 's/^host: //p')"
 targets=$(sed -n 's|^path = "targets/\(.*\).rs"|\1|p' Cargo.toml)
+count=$(echo "$targets" | wc -l)
 processors=$(nproc)
-share=$((${1:-60} * processors / $(echo "$targets" | wc -l)))
+[ "$processors" -le "$count" ] || processors=$count
+share=$((${1:-60} * processors / count))
 mkdir -p found
 echo "$targets" | xargs -P "$processors" -I NAME ./run.sh target NAME $((share > 0 ? share : 1))

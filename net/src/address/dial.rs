@@ -37,6 +37,10 @@ pub fn vet(policy: &Policy, addresses: &[IpAddr], name: Option<&str>) -> Result<
     }
     let mut open = Vec::with_capacity(v6.len() + v4.len());
     let (mut v6, mut v4) = (v6.into_iter(), v4.into_iter());
+    // The family of the first address begins: the order that was handed over is that of RFC 6724.
+    if addresses.first().is_some_and(|first| first.to_canonical().is_ipv4()) {
+        open.extend(v4.next());
+    }
     loop {
         let before = open.len();
         open.extend(v6.next());

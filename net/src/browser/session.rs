@@ -21,7 +21,7 @@ use super::supervisor::Supervisor;
 use super::{Kind, Request};
 
 /// A browser that is not ready after this will not be.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 /// Commands that any browser answers at once, on a busy machine too.
 pub const PROMPT: Duration = Duration::from_secs(15);
 /// A page's own script may be in the way of these.

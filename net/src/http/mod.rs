@@ -213,6 +213,8 @@ async fn attempt(
     let (config, verifier) = tls.client(alpn, request.verify_tls).map_err(|e| handshake(&e))?;
     let server_name = ServerName::try_from(host).map_err(|e| handshake(&e))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(server_name, stream).await;
+    // The time first: parsing a chain of certificates is this host's work.
+    timeline.secured(None);
     let details = verifier.details();
     timeline.secured(details.clone());
     let stream = connected.map_err(|error| match verifier.refusal() {
@@ -389,6 +391,9 @@ fn hyper_error(error: &hyper::Error, timeline: &Timeline) -> StepError {
     StepError(FailureKind::Receive, format!("Failure when receiving data from the peer: {cause}"))
 }
 
+/// The first address that this host has a route to. QUIC's socket does not report that there is none: the connection would
+/// time out.
 fn h3_target(open: &[Permitted]) -> Result<Permitted, StepError> {
-    open.first().copied().ok_or_else(|| StepError(FailureKind::Connect, "no address to connect to".into()))
+    let routable = open.iter().find(|permitted| has_route(permitted.address()));
+    routable.or(open.first()).copied().ok_or_else(|| StepError(FailureKind::Connect, "no address to connect to".into()))
 }

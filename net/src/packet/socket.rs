@@ -15,6 +15,10 @@ use tokio::io::unix::AsyncFd;
 /// A larger difference between the two clocks means that the wall clock was set.
 const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(1);
 
+/// Between the readings of the two clocks.
+const MAX_READING: Duration = Duration::from_micros(100);
+const MAX_READINGS: u32 = 8;
+
 /// A moment on both clocks: `CLOCK_REALTIME`, which kernel timestamps use, and `CLOCK_MONOTONIC`, which nobody can set.
 #[derive(Debug, Clone, Copy)]
 pub struct Timestamp {
@@ -25,8 +29,18 @@ pub struct Timestamp {
 impl Timestamp {
     #[must_use]
     pub fn now() -> Self {
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { wall, monotonic: Instant::now() }
+        // A process that is preempted between the two readings would look like a wall clock that was set: read again then.
+        let mut before = Instant::now();
+        let mut readings = 0;
+        loop {
+            let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let monotonic = Instant::now();
+            readings += 1;
+            if monotonic - before < MAX_READING || readings == MAX_READINGS {
+                return Self { wall, monotonic };
+            }
+            before = monotonic;
+        }
     }
 
     /// Since the Unix epoch.
@@ -176,6 +190,9 @@ impl SocketReader {
     /// The next message of either queue. Cancel-safe.
     pub async fn next(&mut self) -> (Received, &[u8]) {
         loop {
+            // A sender may be faster than this reader: other tasks of the thread get their turn. Before the read, which
+            // would be lost with this future.
+            tokio::task::coop::consume_budget().await;
             if let Some(received) = self.read() {
                 self.dropped = self.dropped.max(received.dropped);
                 let length = received.length.min(self.buffer.len());
