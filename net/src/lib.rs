@@ -2,44 +2,44 @@
 //! [`Permitted`](policy::Permitted) address. This crate knows neither WebAssembly nor the REST API.
 #![expect(clippy::disallowed_types, reason = "sockets are opened in this crate and nowhere else")]
 
-/// Which addresses may be reached; asked before every packet and connection.
+// Which addresses may be reached; asked before every packet and connection.
 pub mod policy;
-/// Linux capabilities: raised, used, dropped.
+// Linux capabilities: raised, used, dropped.
 pub mod privilege;
-/// This host's addresses, name servers and hosts file, as they are now.
+// This host's addresses, name servers and hosts file, as they are now.
 pub mod system;
 
-/// Names to permitted, ordered addresses, and connections to them.
+// Names to permitted, ordered addresses, and connections to them.
 pub mod address;
-/// Autonomous systems of addresses.
+// Autonomous systems of addresses.
 pub mod asn;
-/// Browsers, driven over WebDriver BiDi behind a SOCKS proxy.
+// Browsers, driven over WebDriver BiDi behind a SOCKS proxy.
 pub mod browser;
-/// One DNS question to one server.
+// One DNS question to one server.
 pub mod dns;
-/// One HTTP exchange, timed by phase.
+// One HTTP exchange, timed by phase.
 pub mod http;
-/// ICMP echo.
+// ICMP echo.
 pub mod ping;
-/// Probes with a limited TTL and their answers.
+// Probes with a limited TTL and their answers.
 pub mod trace;
 
 mod family;
-/// How late the I/O threads serve a socket that is ready.
+// How late the I/O threads serve a socket that is ready.
 pub mod lag;
 mod metered;
-/// Domain names as they go on the wire.
+// Domain names as they go on the wire.
 pub mod name;
-/// Errors of the operating system.
+// Errors of the operating system.
 pub mod os_error;
-/// Wire formats and sockets.
+// Wire formats and sockets.
 pub mod packet;
-/// A limit of packets per second.
+// A limit of packets per second.
 pub mod rate;
 mod scope;
-/// Schedules, rate limits and verdicts of a series of probes: shared by `ping` and `trace`.
+// Schedules, rate limits and verdicts of a series of probes: shared by `ping` and `trace`.
 pub mod series;
-/// TLS and QUIC clients.
+// TLS and QUIC clients.
 pub mod tls;
 
 use std::path::PathBuf;

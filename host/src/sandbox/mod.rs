@@ -1,29 +1,29 @@
 //! Test types: components loaded from folders, audited, compiled, described, and run within limits. The only module that
 //! knows wasmtime.
 
-/// What one run may use.
+// What one run may use.
 pub mod budget;
-/// Machine code, kept between starts.
+// Machine code, kept between starts.
 mod cache;
-/// Machine code from a component, by a child process.
+// Machine code from a component, by a child process.
 mod compile;
-/// CPU time of a guest.
+// CPU time of a guest.
 mod cpu;
-/// What a plugin says about itself.
+// What a plugin says about itself.
 mod describe;
-/// The wasmtime engine.
+// The wasmtime engine.
 mod engine;
-/// The state of every guest.
+// The state of every guest.
 mod guest;
-/// One file per import of `wit/`.
+// One file per import of `wit/`.
 mod imports;
-/// A guest's standard output.
+// A guest's standard output.
 mod log;
-/// Partial results.
+// Partial results.
 mod progress;
-/// One run.
+// One run.
 mod run;
-/// JSON Schemas of options and results.
+// JSON Schemas of options and results.
 pub mod schema;
 
 use std::collections::BTreeMap;

@@ -5,9 +5,9 @@
 //! warm between pages, and each page gets a fresh context (no cookies, cache, storage or connections of another).
 //! There are as many at once as the proxy has ports.
 //!
-//! In the order of a page: [`pool`] has a browser for it, [`session`] is one browser ([`chrome`], [`firefox`]) with its
-//! [`supervisor`], its control channel ([`framing`], [`message`], [`connection`]) and its [`socks`] proxy; [`load`] loads the
-//! page; [`events`] and [`collector`] make exchanges of what the browser tells, and [`records`] adds what the proxy knows.
+//! In the order of a page: `pool` has a browser for it, `session` is one browser (`chrome`, `firefox`) with its
+//! `supervisor`, its control channel (`framing`, `message`, `connection`) and its `socks` proxy; `load` loads the
+//! page; `events` and `collector` make exchanges of what the browser tells, and `records` adds what the proxy knows.
 
 mod chrome;
 mod collector;

@@ -1,4 +1,4 @@
-//! Traces: the probe packets to send, the path assembled from the responses ([`path`]), and its JSON ([`hop`]).
+//! Traces: the probe packets to send, the path assembled from the responses (`path`), and its JSON (`hop`).
 
 mod hop;
 mod path;
