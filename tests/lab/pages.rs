@@ -135,7 +135,8 @@ fn every_failure_has_its_code(lab: &Lab) {
         "/flood" => Reply::Flood,
         "/fetches" => Reply::Html("<script>fetch('/flood').then(r => r.arrayBuffer())</script><img src=/flood>".into()),
         "/storm" => Reply::Html(
-            "<script>let n = 0; const go = () => fetch('/x' + n++).then(go, go); for (let i = 0; i < 6; i++) go();</script>".into(),
+            // What is never answered keeps the page from being quiet on a machine that is busy with other things.
+            "<img src=/silent><script>let n = 0; const go = () => fetch('/x' + n++).then(go, go); for (let i = 0; i < 6; i++) go();</script>".into(),
         ),
         "/late" => Reply::Html("<p>one <img src=/silent>".into()),
         "/sees" => Reply::Html(

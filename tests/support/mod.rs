@@ -47,15 +47,15 @@ pub fn plugins() -> PathBuf {
     folder
 }
 
-/// Waits until something is so, looking often; fails after ten seconds.
+/// Waits until something is so, looking often; fails after a minute: a browser takes long to start on a busy machine.
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if so() {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    panic!("not within 10 s: {what}");
+    panic!("not within a minute: {what}");
 }
 
 /// One thread of a process.
