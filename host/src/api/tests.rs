@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -25,7 +25,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bodies checked at once.
 const CHECKS: usize = 2;
-/// Bytes of all bodies in memory; at the largest body that can be allowed, one.
+/// Bytes of all bodies in memory; at least one of the largest that is allowed.
 const BODIES_BYTES: usize = 64 << 20;
 /// The longest wait of one request: well below what proxies allow an answer to take.
 const MAX_WAIT_S: f64 = 300.0;
@@ -86,24 +86,31 @@ pub struct Costs {
     checks: Arc<Semaphore>,
 }
 
-impl Default for Costs {
-    fn default() -> Self {
-        Self { bodies: Arc::new(Semaphore::new(BODIES_BYTES)), checks: Arc::new(Semaphore::new(CHECKS)) }
+impl Costs {
+    #[must_use]
+    pub fn new(max_body: usize) -> Self {
+        let bodies = BODIES_BYTES.max(max_body).min(Semaphore::MAX_PERMITS);
+        Self { bodies: Arc::new(Semaphore::new(bodies)), checks: Arc::new(Semaphore::new(CHECKS)) }
     }
 }
 
 /// A body, and its share of the memory for bodies.
 struct Received {
     bytes: Vec<u8>,
-    share: Option<OwnedSemaphorePermit>,
+    share: OwnedSemaphorePermit,
 }
 
 /// Not tower-http's limits: their errors are plain text, and the contract's are JSON; its time is one between frames, so
 /// that a client may take as long as it likes.
-async fn read(api: &Api, body: Body) -> Result<Received, ApiError> {
-    let max = api.max_body;
+async fn read(costs: &Costs, max: usize, body: Body) -> Result<Received, ApiError> {
+    // All of it at once, and without waiting: bodies that each hold a part and wait for the rest would wait for each
+    // other.
+    let most =
+        body.size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok()).map_or(max, |bytes| bytes.min(max));
+    let permits = u32::try_from(most).unwrap_or(u32::MAX);
+    let mut share = Arc::clone(&costs.bodies).try_acquire_many_owned(permits).map_err(|_| ApiError::Busy)?;
     let reading = async {
-        let mut received = Received { bytes: vec![], share: None };
+        let mut bytes = vec![];
         let mut body = std::pin::pin!(Limited::new(body, max));
         while let Some(frame) = body.frame().await {
             let frame = match frame {
@@ -112,16 +119,13 @@ async fn read(api: &Api, body: Body) -> Result<Received, ApiError> {
                 // The connection is gone: nobody reads what is answered.
                 Err(_) => return Err(PayloadError::NotAnObject.into()),
             };
-            let Ok(data) = frame.into_data() else { continue };
-            let share = Arc::clone(&api.costs.bodies).acquire_many_owned(u32::try_from(data.len()).unwrap_or(u32::MAX));
-            let share = share.await.map_err(|_| ApiError::Busy)?;
-            match &mut received.share {
-                Some(held) => held.merge(share),
-                None => received.share = Some(share),
+            if let Ok(data) = frame.into_data() {
+                bytes.extend_from_slice(&data);
             }
-            received.bytes.extend_from_slice(&data);
         }
-        Ok(received)
+        // The rest is of no use any more.
+        drop(share.split(share.num_permits().saturating_sub(bytes.len())));
+        Ok(Received { bytes, share })
     };
     let timed_out = |_| ApiError::BodyTooSlow { seconds: BODY_TIMEOUT.as_secs() };
     tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(timed_out)?
@@ -163,7 +167,7 @@ async fn submit(
     }
     let wait = wait_of(query.as_deref())?;
     check_media_type(request.headers())?;
-    let body = read(&api, request.into_body()).await?;
+    let body = read(&api.costs, api.max_body, request.into_body()).await?;
     let plan = plan(&api, body).await?;
     // Once more: a body may take its time, and the server may have begun to stop meanwhile.
     if api.stopping.load(Ordering::Relaxed) {
@@ -199,5 +203,47 @@ async fn delete(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Resul
         Ok(Json(model::Message { message }).into_response())
     } else {
         Err(ApiError::UnknownReceipt)
+    }
+}
+
+#[cfg(test)]
+mod bodies {
+    use std::convert::Infallible;
+
+    use futures_util::stream::{self, StreamExt as _};
+
+    use super::*;
+
+    fn costs(bytes: usize) -> Costs {
+        Costs { bodies: Arc::new(Semaphore::new(bytes)), checks: Arc::new(Semaphore::new(CHECKS)) }
+    }
+
+    /// Of no known length.
+    fn chunked(text: &'static str) -> Body {
+        Body::from_stream(stream::iter([Ok::<_, Infallible>(text)]))
+    }
+
+    #[tokio::test]
+    async fn bodies_that_arrive_at_once_never_wait_for_each_other() {
+        let costs = costs(100);
+        let endless = stream::iter([Ok::<_, Infallible>("x")]).chain(stream::pending());
+        let mut slow = Box::pin(read(&costs, 60, Body::from_stream(endless)));
+        assert!(futures_util::poll!(&mut slow).is_pending());
+        assert!(matches!(read(&costs, 60, chunked("{}")).await, Err(ApiError::Busy)));
+        // With a length, it takes no more than that.
+        let short = read(&costs, 60, Body::from("{}")).await.expect("fits");
+        assert_eq!((short.bytes.len(), costs.bodies.available_permits()), (2, 38));
+        drop((slow, short));
+        let received = read(&costs, 60, chunked("{}")).await.expect("fits");
+        assert_eq!((received.share.num_permits(), costs.bodies.available_permits()), (2, 98));
+    }
+
+    #[tokio::test]
+    async fn the_largest_body_fits() {
+        assert_eq!(Costs::new(100 << 20).bodies.available_permits(), 100 << 20);
+        let costs = costs(10);
+        assert!(read(&costs, 10, Body::from("x".repeat(10))).await.is_ok());
+        assert!(matches!(read(&costs, 10, Body::from("x".repeat(11))).await, Err(ApiError::BodyTooLarge { max: 10 })));
+        assert_eq!(costs.bodies.available_permits(), 10);
     }
 }

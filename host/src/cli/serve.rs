@@ -61,7 +61,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         services: Arc::clone(&kept),
         max_tests: usize::try_from(settings.max_test_count)?,
         max_body: usize::try_from(settings.max_body_bytes)?,
-        costs: Costs::default(),
+        costs: Costs::new(usize::try_from(settings.max_body_bytes)?),
         documents: Documents::default(),
         started,
         stopping: AtomicBool::new(false),

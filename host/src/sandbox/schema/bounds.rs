@@ -47,8 +47,24 @@ pub fn holds(keyword: &str) -> Holds {
         | "unevaluatedItems"
         | "unevaluatedProperties" => Holds::Schema,
         "allOf" | "anyOf" | "oneOf" | "prefixItems" => Holds::List,
-        "$defs" | "definitions" | "dependentSchemas" | "patternProperties" | "properties" => Holds::Map,
+        // `dependencies` is of draft 7, and applied in every one. A list of names in it is no object.
+        "$defs" | "definitions" | "dependencies" | "dependentSchemas" | "patternProperties" | "properties" => {
+            Holds::Map
+        }
         _ => Holds::Data,
+    }
+}
+
+/// May this keyword, which holds no schema, hold objects? What may be a schema that is not counted is refused.
+fn may_hold_objects(keyword: &str) -> bool {
+    matches!(keyword, "const" | "default" | "dependentRequired" | "enum" | "example" | "examples")
+        || keyword.starts_with("x-")
+}
+
+fn holds_objects(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(holds_objects),
+        other => other.is_object(),
     }
 }
 
@@ -160,6 +176,12 @@ impl<'a> Bounds<'a> {
                 ("patternProperties", Value::Object(map)) if map.keys().any(|key| key.len() > PATTERN_BYTES) => {
                     return Err(format!("has a pattern of more than {PATTERN_BYTES} bytes"));
                 }
+                (keyword, value)
+                    if matches!(holds(keyword), Holds::Data) && holds_objects(value) && !may_hold_objects(keyword) =>
+                {
+                    let shown: String = keyword.chars().take(100).collect();
+                    return Err(format!("uses the keyword '{}', which is not supported", shown.escape_debug()));
+                }
                 _ => {}
             }
         }
@@ -174,7 +196,7 @@ impl<'a> Bounds<'a> {
 
     /// Values of a schema, every reference expanded.
     fn expanded(&mut self, schema: &'a Value) -> Result<usize, String> {
-        let Value::Object(keywords) = schema else { return Ok(1) };
+        let Value::Object(keywords) = schema else { return Ok(values(schema)) };
         self.nested += 1;
         if self.nested > NESTED {
             return Err(format!("is nested more than {NESTED} schemas deep with its references expanded"));
@@ -229,7 +251,7 @@ pub struct Steps<'a> {
 impl Steps<'_> {
     /// Counts the steps of a check without making it, as if every part of it were looked at. None: too many.
     pub fn count(&mut self, schema: &Value, instance: &Value) -> Option<()> {
-        let Value::Object(keywords) = schema else { return self.spend(1) };
+        let Value::Object(keywords) = schema else { return self.spend(values(schema)) };
         self.spend(1 + keywords.len())?;
         // See `Bounds::expanded`.
         let rounds = if keywords.keys().any(|keyword| keyword.starts_with("unevaluated")) { 2 } else { 1 };
@@ -268,7 +290,7 @@ impl Steps<'_> {
                 schemas.iter().try_for_each(|schema| self.count(schema, instance))
             }
             ("not" | "if" | "then" | "else", schema, _) => self.count(schema, instance),
-            ("dependentSchemas", Value::Object(map), Value::Object(_)) => {
+            ("dependencies" | "dependentSchemas", Value::Object(map), Value::Object(_)) => {
                 map.values().try_for_each(|schema| self.count(schema, instance))
             }
             ("uniqueItems", _, Value::Array(items)) => {
@@ -351,6 +373,14 @@ mod tests {
                 json!({"items": {"$ref": "#/$defs/nothing"}}),
                 "has the reference '#/$defs/nothing', which leads to no schema inside it",
             ),
+            (
+                json!({"dependencies": {"x": {"$ref": "#/$defs/d0"}}, "$defs": doubling(30)["$defs"]}),
+                "has more than 20000 parts with its references expanded",
+            ),
+            (json!({"dependencies": {"x": {"pattern": "a".repeat(1001)}}}), "has a pattern of more than 1000 bytes"),
+            (json!({"dependencies": {"x": {"$ref": "#"}}}), "refers to itself by '#'"),
+            (json!({"additionalItems": {}}), "uses the keyword 'additionalItems', which is not supported"),
+            (json!({"not": {"later": [[{}]]}}), "uses the keyword 'later', which is not supported"),
             (json!({"$id": "x"}), "uses the keyword '$id', which is not supported"),
             (json!({"items": {"$dynamicRef": "#x"}}), "uses the keyword '$dynamicRef', which is not supported"),
             (
@@ -369,6 +399,15 @@ mod tests {
     fn names_that_look_like_keywords_are_names() {
         let schema = json!({"properties": {"$id": {"type": "string"}, "pattern": {"const": {"$ref": "nowhere"}}}});
         assert!(parse(&schema.to_string()).is_ok());
+    }
+
+    #[test]
+    fn dependencies_are_names_or_schemas_and_count_as_steps() {
+        let schema = json!({"dependencies": {"a": ["b", "c"], "x": {"properties": {"x": {"enum": vec![0; 1000]}}}},
+                            "x-note": {"$ref": "nowhere"}});
+        assert!(parse(&schema.to_string()).is_ok());
+        let mut steps = Steps { root: &schema, left: 1000 };
+        assert_eq!(steps.count(&schema, &json!({"x": 1})), None);
     }
 
     #[test]

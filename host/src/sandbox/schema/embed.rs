@@ -77,6 +77,7 @@ mod tests {
                 "c": {"items": {"$ref": "#/properties/a"}},
                 "d": {"$ref": "#/$defs/A/properties/x"},
                 "e": {"const": {"$ref": "#/$defs/A"}},
+                "f": {"dependencies": {"x": {"$ref": "#/$defs/A"}, "y": ["x"]}},
             },
             "$defs": {"A": {"properties": {"x": {"$ref": "#/definitions/B~1C"}}}, "A b": {}},
             "definitions": {"B/C": {"type": "integer"}, "A_b": {}},
@@ -91,6 +92,7 @@ mod tests {
             "c": {"items": {"$ref": "#/components/schemas/ping_options/properties/a"}},
             "d": {"$ref": "#/components/schemas/ping_options.A/properties/x"},
             "e": {"const": {"$ref": "#/$defs/A"}},
+            "f": {"dependencies": {"x": {"$ref": "#/components/schemas/ping_options.A"}, "y": ["x"]}},
         });
         assert_eq!(components[0].1, json!({"type": "object", "properties": properties}));
         assert_eq!(components[1].1["properties"]["x"]["$ref"], "#/components/schemas/ping_options.B_C");
