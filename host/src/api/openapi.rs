@@ -52,7 +52,8 @@ fn of(api: &Api) -> Value {
         results.insert(plugin.name.clone(), json!({"type": "array", "items": test}));
     }
     let list = json!({"type": "array", "items": {"type": "object"}});
-    let names = json!({"maxLength": NAME_CHARS});
+    // The server takes names in any case; the document has the one spelling that cannot be given twice by accident.
+    let names = json!({"maxLength": NAME_CHARS, "pattern": "^[a-z][a-z0-9_]*$"});
     let unknown =
         json!({"type": "array", "items": {"type": "object", "propertyNames": names, "maxProperties": OPTIONS}});
     schemas.insert(

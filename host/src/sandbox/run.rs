@@ -16,8 +16,8 @@ use super::progress::Progress;
 use super::schema::ResultSchema;
 use crate::services::Services;
 
-/// A result that is not checked after this counts as unusable. The steps of a check are bounded: only a machine under
-/// heavy load comes near.
+/// A result that is not checked after this is an error of the server's. The steps of a check are bounded: only a machine
+/// under heavy load comes near.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a plugin gave back, checked.
@@ -84,10 +84,7 @@ impl RunError {
             return Self::Limit(*limit);
         }
         if let Some(ended) = error.downcast_ref::<EngineError>() {
-            return match ended {
-                EngineError::Panicked => Self::Host,
-                EngineError::Stopping => Self::Cancelled,
-            };
+            return (*ended).into();
         }
         if let Some(ResourceTableError::Full) = error.downcast_ref() {
             return Self::Handles;
@@ -113,6 +110,15 @@ impl RunError {
             "cannot allocate another handle: store handle limit exceeded"
             | "cannot lend resource: store handle limit exceeded" => Self::Handles,
             _ => Self::Trap(cause.chars().filter(|c| !c.is_control()).take(200).collect()),
+        }
+    }
+}
+
+impl From<EngineError> for RunError {
+    fn from(ended: EngineError) -> Self {
+        match ended {
+            EngineError::Panicked => Self::Host,
+            EngineError::Stopping => Self::Cancelled,
         }
     }
 }
@@ -159,8 +165,16 @@ impl Plugin {
         let checking = tokio::task::spawn_blocking(move || checked(outcome, &schema));
         match tokio::time::timeout(CHECK_TIMEOUT, checking).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => Err(RunError::BadResult(format!("checking it failed: {error}"))),
-            Err(_) => Err(RunError::BadResult(format!("checking it takes more than {} s", CHECK_TIMEOUT.as_secs()))),
+            Ok(Err(error)) => {
+                if error.is_panic() {
+                    tracing::error!(plugin = self.name, %error, "checking a result failed");
+                }
+                Err(EngineError::from(error).into())
+            }
+            Err(_) => {
+                tracing::error!(plugin = self.name, within = ?CHECK_TIMEOUT, "a result could not be checked in time");
+                Err(RunError::Host)
+            }
         }
     }
 }

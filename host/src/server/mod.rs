@@ -193,8 +193,9 @@ async fn respond(
     router: Router,
     requests: Requests,
 ) -> Result<http::Response<ResponseBody>, Gone> {
-    let (version, reserved) = (request.version(), requests.connection.reserved);
+    let version = request.version();
     let exchange = requests.begin(version);
+    let reserved = requests.connection.reserved();
     if !exchange.turn().await {
         return Err(Gone);
     }

@@ -18,6 +18,8 @@ const NESTED: usize = 64;
 const EXPANDED: usize = 20_000;
 /// Bytes of a regular expression.
 const PATTERN_BYTES: usize = 1000;
+/// Regular expressions in a schema with its references expanded: each is compiled, and may take megabytes.
+const PATTERNS: usize = 64;
 /// Properties of the options: their names are searched, and shown.
 const PROPERTIES: usize = 256;
 
@@ -140,9 +142,26 @@ pub fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
 
 struct Bounds<'a> {
     root: &'a Value,
-    /// Values of the schema that a reference leads to, with everything expanded; None while they are being counted.
-    expanded: HashMap<&'a str, Option<usize>>,
+    /// Parts of the schema that a reference leads to, with everything expanded; None while they are being counted.
+    expanded: HashMap<&'a str, Option<Parts>>,
     nested: usize,
+}
+
+/// What a schema has, every reference expanded.
+#[derive(Clone, Copy, Default)]
+struct Parts {
+    values: usize,
+    patterns: usize,
+}
+
+impl Parts {
+    fn of(value: &Value) -> Self {
+        Self { values: values(value), patterns: 0 }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { values: self.values + other.values, patterns: self.patterns + other.patterns }
+    }
 }
 
 impl<'a> Bounds<'a> {
@@ -194,46 +213,59 @@ impl<'a> Bounds<'a> {
         result
     }
 
-    /// Values of a schema, every reference expanded.
-    fn expanded(&mut self, schema: &'a Value) -> Result<usize, String> {
-        let Value::Object(keywords) = schema else { return Ok(values(schema)) };
+    /// Parts of a schema, every reference expanded.
+    fn expanded(&mut self, schema: &'a Value) -> Result<Parts, String> {
+        let Value::Object(keywords) = schema else { return Ok(Parts::of(schema)) };
         self.nested += 1;
         if self.nested > NESTED {
             return Err(format!("is nested more than {NESTED} schemas deep with its references expanded"));
         }
-        let mut total = 1;
+        let mut total = Parts { values: 1, patterns: 0 };
         for (keyword, value) in keywords {
-            total += match (holds(keyword), value) {
+            let parts = match (holds(keyword), value) {
                 (Holds::Schema, schema) => self.expanded(schema)?,
                 (Holds::List, Value::Array(list)) => self.all(list.iter())?,
                 (Holds::Map, Value::Object(map)) => self.all(map.values())?,
                 (_, Value::String(reference)) if keyword == "$ref" => self.referred(reference)?,
-                (_, value) => values(value),
+                (_, value) => Parts::of(value),
+            };
+            total = total.plus(parts);
+            total.patterns += match (keyword.as_str(), value) {
+                ("pattern", Value::String(_)) => 1,
+                ("patternProperties", Value::Object(map)) => map.len(),
+                _ => 0,
             };
         }
         // These look at everything beside them a second time.
         if keywords.keys().any(|keyword| keyword.starts_with("unevaluated")) {
-            total *= 2;
+            total = total.plus(total);
         }
-        if total > EXPANDED {
+        if total.values > EXPANDED {
             return Err(format!("has more than {EXPANDED} parts with its references expanded"));
+        }
+        if total.patterns > PATTERNS {
+            return Err(format!("has more than {PATTERNS} patterns with its references expanded"));
         }
         self.nested -= 1;
         Ok(total)
     }
 
-    fn all(&mut self, schemas: impl Iterator<Item = &'a Value>) -> Result<usize, String> {
-        schemas.map(|schema| self.expanded(schema)).sum()
+    fn all(&mut self, schemas: impl Iterator<Item = &'a Value>) -> Result<Parts, String> {
+        let mut total = Parts::default();
+        for schema in schemas {
+            total = total.plus(self.expanded(schema)?);
+        }
+        Ok(total)
     }
 
-    fn referred(&mut self, reference: &'a str) -> Result<usize, String> {
+    fn referred(&mut self, reference: &'a str) -> Result<Parts, String> {
         match self.expanded.get(reference) {
             Some(Some(total)) => return Ok(*total),
             Some(None) => return Err(format!("refers to itself by '{reference}'")),
             None => {}
         }
         self.expanded.insert(reference, None);
-        let Some(schema) = target(self.root, reference) else { return Ok(1) };
+        let Some(schema) = target(self.root, reference) else { return Ok(Parts::default()) };
         // It may stand where no keyword has a schema.
         self.check_keywords(schema)?;
         let total = self.expanded(schema)?;
@@ -352,6 +384,7 @@ mod tests {
         let nested = (0..20)
             .fold(json!({"type": "object"}), |inner, _| json!({"allOf": [inner], "unevaluatedProperties": false}));
         let many: Map<String, Value> = (0..300).map(|n| (n.to_string(), json!({}))).collect();
+        let patterns: Map<String, Value> = (0..65).map(|n| (n.to_string(), json!({}))).collect();
         let cases = [
             (deep, "is nested more than 64 levels deep"),
             (nested, "has more than 20000 parts with its references expanded"),
@@ -378,6 +411,11 @@ mod tests {
                 "has more than 20000 parts with its references expanded",
             ),
             (json!({"dependencies": {"x": {"pattern": "a".repeat(1001)}}}), "has a pattern of more than 1000 bytes"),
+            (json!({"patternProperties": patterns}), "has more than 64 patterns with its references expanded"),
+            (
+                json!({"prefixItems": vec![json!({"$ref": "#/$defs/a"}); 65], "$defs": {"a": {"pattern": "x"}}}),
+                "has more than 64 patterns with its references expanded",
+            ),
             (json!({"dependencies": {"x": {"$ref": "#"}}}), "refers to itself by '#'"),
             (json!({"additionalItems": {}}), "uses the keyword 'additionalItems', which is not supported"),
             (json!({"not": {"later": [[{}]]}}), "uses the keyword 'later', which is not supported"),

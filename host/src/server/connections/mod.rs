@@ -8,7 +8,7 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Version;
@@ -113,7 +113,7 @@ impl Open {
 pub struct Connection {
     id: u64,
     /// Beyond the limit: for `/healthz` and `/readyz` only.
-    pub reserved: bool,
+    reserved: AtomicBool,
     state: Mutex<State>,
     close: CancellationToken,
     /// Less is waiting to be written.
@@ -242,9 +242,14 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// A request has come: its head is complete.
+    /// A request has come: its head is complete. Where there is a place by now, a connection of the reserve is one like
+    /// all others from here on: over HTTP/2 it would be refused for as long as it lasts.
     #[must_use]
     pub fn begin(&self, version: Version) -> Exchange {
+        if self.connection.reserved() && self.connections.open.lock().by_id.len() <= self.connections.limits.connections
+        {
+            self.connection.reserved.store(false, Ordering::Relaxed);
+        }
         let mut state = self.connection.state.lock();
         state.version = Some(version);
         state.head_since = None;
@@ -267,7 +272,19 @@ impl Connection {
             last_exchange: 0,
             unwritten: 0,
         };
-        Self { id, reserved, state: Mutex::new(state), close: CancellationToken::new(), written: Notify::new() }
+        Self {
+            id,
+            reserved: AtomicBool::new(reserved),
+            state: Mutex::new(state),
+            close: CancellationToken::new(),
+            written: Notify::new(),
+        }
+    }
+
+    /// Is it one for `/healthz` and `/readyz` only?
+    #[must_use]
+    pub fn reserved(&self) -> bool {
+        self.reserved.load(Ordering::Relaxed)
     }
 
     /// What it waits for its client to do; None when the server has something to do for it.

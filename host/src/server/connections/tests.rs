@@ -19,11 +19,11 @@ fn the_longest_silent_connection_gives_way_and_a_busy_one_does_not() {
     let [busy, silent] = [now, now + SECOND].map(|at| all.admit(at).expect("a place"));
     let exchange = busy.requests().begin(Version::HTTP_11);
     let third = all.admit(now + SECOND).expect("a place");
-    assert!(is_closed(&silent) && !is_closed(&busy) && !third.connection.reserved);
+    assert!(is_closed(&silent) && !is_closed(&busy) && !third.connection.reserved());
     let other = third.requests().begin(Version::HTTP_2);
     // Both busy: the reserve, and then nothing.
     let reserved = all.admit(now + SECOND).expect("the reserve");
-    assert!(reserved.connection.reserved);
+    assert!(reserved.connection.reserved());
     let request = reserved.requests().begin(Version::HTTP_11);
     assert!(all.admit(now + SECOND).is_none());
     drop((request, exchange, other));
@@ -114,4 +114,18 @@ async fn further_requests_wait_while_much_is_to_be_written_on_their_connection()
     let turn = second.turn();
     drop(ticket);
     assert!(!turn.await, "the connection is gone");
+}
+
+#[test]
+fn a_connection_of_the_reserve_is_one_like_others_when_there_is_a_place_again() {
+    let all = connections(|limits| (limits.connections, limits.reserve) = (1, 1));
+    let now = Instant::now();
+    let busy = all.admit(now).expect("a place");
+    let request = busy.requests().begin(Version::HTTP_2);
+    let reserved = all.admit(now).expect("the reserve");
+    drop(reserved.requests().begin(Version::HTTP_2));
+    assert!(reserved.connection.reserved());
+    drop((request, busy));
+    drop(reserved.requests().begin(Version::HTTP_2));
+    assert!(!reserved.connection.reserved());
 }
