@@ -261,8 +261,10 @@ fn describe_computes_where_guests_do() {
     fs::write(folder.path().join("endless.wasm"), hostile_that("spins")).expect("written");
     let server = start(folder.path(), cache.path());
     let reason = reason(&server, "endless.wasm");
-    assert!(reason.contains("it used more than 1000 ms of CPU time"), "{reason}");
-    let busy: Vec<_> = threads(server.pid()).into_iter().filter(|thread| thread.cpu >= 50).collect();
+    // Guests have a low priority: on a busy machine 10 s may hold less than 1 s of CPU time for them.
+    let ended = ["it used more than 1000 ms of CPU time", "it takes longer than 10 s"];
+    assert!(ended.iter().any(|end| reason.contains(end)), "{reason}");
+    let busy: Vec<_> = threads(server.pid()).into_iter().filter(|thread| thread.cpu >= 20).collect();
     assert!(busy.iter().any(|thread| thread.name == "guest"), "{busy:?}");
     assert!(busy.iter().all(|thread| thread.capabilities == 0), "{busy:?}");
 }
