@@ -196,7 +196,7 @@ fn every_failure_has_its_code(lab: &Lab) {
         let comment = flood["result"]["comment"].as_str().unwrap_or_default();
         assert!(comment.contains("more than 64 MiB"), "{driver}: {flood}");
         assert_eq!(flood["failed"], json!(true));
-        let storm = load(&server, json!({"url": site.url("/storm"), "driver": driver, "timeout_ms": 30_000}));
+        let storm = load(&server, json!({"url": site.url("/storm"), "driver": driver, "timeout_ms": 60_000}));
         let comment = storm["result"]["comment"].as_str().unwrap_or_default();
         assert!(comment.contains("more than 2000 requests"), "{driver}: {comment}");
         let shown = storm["result"]["child"].as_array().map_or(0, Vec::len);
