@@ -100,7 +100,7 @@ impl RunError {
             };
         }
         // Two of wasmtime's own limits have no public type (wasmtime 48: `HostcallFuelExhausted` in
-        // component/func/options.rs is private, and vm/component/handle_table.rs fails with a text). `limits_are_told_apart`
+        // component/func/options.rs is private, and vm/component/handle_table.rs fails with a text). `every_attack_ends_with_its_reason`
         // in the tests of the sandbox fails when an update changes them.
         let cause = error.root_cause().to_string();
         match cause.as_str() {
