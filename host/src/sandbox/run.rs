@@ -100,8 +100,8 @@ impl RunError {
             };
         }
         // Two of wasmtime's own limits have no public type (wasmtime 48: `HostcallFuelExhausted` in
-        // component/func/options.rs is private, and vm/component/handle_table.rs fails with a text). `every_attack_ends_with_its_reason`
-        // in the tests of the sandbox fails when an update changes them.
+        // component/func/options.rs is private, and vm/component/handle_table.rs fails with a text). For the first one,
+        // `sandbox::every_attack_ends_with_its_reason` fails when an update changes it; no test reaches the second one.
         let cause = error.root_cause().to_string();
         match cause.as_str() {
             "too much data is being copied between the host and the guest: fuel allocated for hostcalls has been exhausted" => {
