@@ -264,7 +264,7 @@ fn a_client_that_does_not_read_is_closed() {
     while server.weight().1 > before && asked.elapsed() < Duration::from_secs(90) {
         std::thread::sleep(Duration::from_millis(500));
     }
-    assert_eq!(server.weight().1, before, "after {:?}", asked.elapsed());
+    assert!(server.weight().1 <= before, "after {:?}", asked.elapsed());
     assert!(asked.elapsed() > Duration::from_secs(20), "a client may take its time: {:?}", asked.elapsed());
     healthy(&server);
 }

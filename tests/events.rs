@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::support::hostile;
 use crate::support::server::{SECRET, Server};
+use crate::support::{SOON, hostile};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -86,7 +86,7 @@ fn events_tell_what_happens_and_resume() {
         server.request("DELETE", &format!("/api/v1.0/tests?receipt={receipt}"), None);
         let started = Instant::now();
         assert!(watcher.join().expect("let go").iter().all(|(_, kind, _)| kind != "done"));
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < SOON);
     });
 }
 
@@ -111,7 +111,7 @@ fn ten_thousand_watchers_do_not_hurt() {
         .collect();
     let started = Instant::now();
     assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     let (with, _) = server.weight();
     // A connection costs some kilobytes, whoever it is for; what is told costs nothing more.
     assert!(with.saturating_sub(before) < 600 << 10, "{} kB for {watchers} watchers", with - before);

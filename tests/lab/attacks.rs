@@ -310,12 +310,13 @@ fn no_other_process_is_served_by_the_proxy_of_a_page(lab: &Lab) {
         let go = Arc::new(AtomicBool::new(false));
         let held = Arc::clone(&go);
         let site = Site::new(lab, move |path| match path {
-            "/" => Reply::Html("<img src=/held><script>onload = () => fetch('/after')</script>".into()),
+            // The second picture is asked for before the load event: the page cannot be done without it.
+            "/" => Reply::Html("<body><img src=/held onerror=\"document.body.innerHTML = '<img src=/after>'\">".into()),
             "/held" => {
                 while !held.load(Ordering::Relaxed) {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                response("200 OK", "Content-Type: image/svg+xml\r\nContent-Length: 0\r\n", "")
+                response("200 OK", "Content-Length: 0\r\n", "")
             }
             _ => response("200 OK", "Content-Length: 0\r\n", ""),
         });

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::number;
 use super::policy::with_resolv_conf;
+use crate::support::SOON;
 use crate::support::lab::Lab;
 use crate::support::server::Server;
 use crate::trials;
@@ -202,8 +203,8 @@ fn name_servers_are_tried_in_order(lab: &Lab) {
         json!({"qname": "www.lab.test", "ns": ["198.51.100.1", "10.77.0.9", "nothing.lab.test", "10.77.0.2"]}),
     );
     assert!(
-        (2900..4500).contains(&started.elapsed().as_millis()),
-        "3 s for the black hole, nothing for the rest: {:?}",
+        (2900..15_000).contains(&started.elapsed().as_millis()),
+        "3 s for the black hole, and none of the rest waits as long: {:?}",
         started.elapsed()
     );
     assert_eq!((&result["ns"], &result["timeout_count"]), (&json!("10.77.0.2"), &json!(1)), "{result}");
@@ -300,7 +301,7 @@ fn malformed_answers_are_errors(lab: &Lab) {
         let started = Instant::now();
         let test = server.test("dns_lookup", &json!({"qname": name, "ns": "10.77.0.29"}));
         assert!(test["message"].as_str().is_some_and(|m| m.contains("the answer is malformed")), "{name}: {test}");
-        assert!(started.elapsed() < Duration::from_secs(2), "{name}");
+        assert!(started.elapsed() < SOON, "{name}");
     }
 }
 

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::number;
 use super::ping::nobody;
-use crate::support::chain;
 use crate::support::lab::Lab;
 use crate::support::server::Server;
+use crate::support::{SOON, chain};
 use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
@@ -175,7 +175,7 @@ fn a_path_ends_where_a_router_says_so(lab: &Lab) {
         for proto in CARRIERS {
             let started = Instant::now();
             let result = trace(&server, json!({"dst": dst, "proto": proto, "timeout_ms": 500}));
-            assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+            assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
             let seen = srcs(&result);
             assert_eq!(seen.len(), 7, "{result}");
             assert!(chain.iter().zip(&seen).all(|(expected, src)| fits(*expected, *src)), "{result}");

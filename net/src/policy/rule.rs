@@ -48,8 +48,9 @@ impl FromStr for Rule {
         };
         match ascii_name(name).filter(|ascii| !ends_in_digits(ascii)) {
             Some(_) if below => Ok(Self::Below(canonical_name(name))),
-            Some(_) => Ok(Self::Name(canonical_name(name))),
-            None => Err(format!("'{text}' is neither an address, a CIDR block, a name, '*.name' nor 'any'")),
+            // `any.` is a name that would be shown as the word for everything.
+            Some(_) if canonical_name(name) != "any" => Ok(Self::Name(canonical_name(name))),
+            _ => Err(format!("'{text}' is neither an address, a CIDR block, a name, '*.name' nor 'any'")),
         }
     }
 }
@@ -120,7 +121,20 @@ mod tests {
 
     #[test]
     fn a_rule_that_means_nothing_is_an_error() {
-        for bad in ["", "10.0.0.0/33", "1.2.3", "exa mple", "*.", "http://x", "::/129", "a..b", "fe80::1%lo", "[::1]"] {
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "1.2.3",
+            "exa mple",
+            "*.",
+            "http://x",
+            "::/129",
+            "a..b",
+            "fe80::1%lo",
+            "[::1]",
+            "any.",
+            "ａｎｙ",
+        ] {
             let error = shown(bad).expect_err(bad);
             assert!(error.contains("is neither an address, a CIDR block"), "{error}");
         }
