@@ -38,9 +38,13 @@ lint() {
         cargo clippy --quiet --workspace --all-targets -- -D warnings &&
         RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --quiet
 }
+# One choice of packages for all tests: with another one cargo chooses other features of their dependencies, and compiles
+# those again.
+tested='--workspace --exclude hostile --exclude bench'
+
 unit() {
-    cargo test --workspace --exclude scouter --exclude hostile --exclude bench &&
-        cargo test -p scouter --lib --bins
+    # shellcheck disable=SC2086
+    cargo test $tested --lib --bins && cargo test $tested --doc
 }
 integration() {
     local plugin
@@ -48,8 +52,9 @@ integration() {
     for plugin in plugins/*; do
         cp "target/wasm32-wasip2/plugin/${plugin#plugins/}.wasm" target/debug/plugins/ || return
     done
+    # shellcheck disable=SC2086
     cp target/wasm32-wasip2/plugin/hostile.wasm target/debug/hostile/ &&
-        cargo test -p scouter --test integration
+        cargo test $tested --test integration
 }
 fuzz() { fuzz/run.sh; }
 deny() { tests/deny.sh; }

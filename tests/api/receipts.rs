@@ -1,6 +1,6 @@
 //! Results as they come, expiry, deletion.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};

@@ -1,7 +1,7 @@
 //! `traceroute` along the chain of routers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
