@@ -1,15 +1,19 @@
 //! Who may use the API: whoever has one of the secrets.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use governor::clock::Clock;
+use governor::middleware::StateInformationMiddleware;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
@@ -23,10 +27,12 @@ const ADDRESSES: usize = 10_000;
 
 type SecretDigest = [u8; 32];
 
-/// Digests of the secrets, who guessed how often, and who asks how often.
+/// Digests of the secrets, the rate of wrong secrets of each network, and the rate of requests of each secret.
 pub struct Auth {
     digests: RwLock<Arc<[SecretDigest]>>,
-    guesses: DefaultKeyedRateLimiter<IpAddr>,
+    guesses: DefaultKeyedRateLimiter<IpAddr, StateInformationMiddleware>,
+    /// Networks that have used up their wrong secrets, and until when nothing of theirs is compared.
+    blocked: Mutex<HashMap<IpAddr, Instant>>,
     /// Of each secret.
     requests: Option<DefaultKeyedRateLimiter<SecretDigest>>,
 }
@@ -38,7 +44,8 @@ impl Auth {
         let quota = Quota::per_second(GUESSES_PER_SECOND).allow_burst(GUESSES);
         Self {
             digests: RwLock::new(digests.into()),
-            guesses: RateLimiter::keyed(quota),
+            guesses: RateLimiter::keyed(quota).with_middleware(),
+            blocked: Mutex::default(),
             requests: rate.map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
         }
     }
@@ -49,6 +56,15 @@ impl Auth {
             requests.retain_recent();
         }
         *self.digests.write().unwrap_or_else(PoisonError::into_inner) = digests.into();
+    }
+
+    /// May this request be answered?
+    fn check(&self, headers: &HeaderMap, from: Option<IpAddr>, now: Instant) -> Result<(), ApiError> {
+        self.check_blocked(from, now)?;
+        match self.accepts(headers) {
+            Some(secret) => self.slow_down(secret),
+            None => Err(self.refuse(from, now)),
+        }
     }
 
     /// Which secret it is, if it is one. The same work whether or not the header is there and however much of it is right:
@@ -79,19 +95,47 @@ impl Auth {
         })
     }
 
-    fn refuse(&self, from: Option<IpAddr>) -> ApiError {
+    /// Refuses a network that has used up its wrong secrets, before anything is compared: otherwise whoever guesses would
+    /// learn the right secret at any rate.
+    fn check_blocked(&self, from: Option<IpAddr>, now: Instant) -> Result<(), ApiError> {
+        let Some(from) = from.map(network_of) else { return Ok(()) };
+        let mut blocked = self.blocked.lock();
+        match blocked.get(&from) {
+            Some(until) if *until > now => Err(too_many_guesses(until.duration_since(now))),
+            Some(_) => {
+                blocked.remove(&from);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a wrong secret. The last one that the rate allows blocks its network until the next one is allowed.
+    fn refuse(&self, from: Option<IpAddr>, now: Instant) -> ApiError {
         let Some(from) = from.map(network_of) else { return ApiError::Unauthorized };
         if self.guesses.len() > ADDRESSES {
             self.guesses.retain_recent();
         }
-        match self.guesses.check_key(&from) {
-            Ok(()) => ApiError::Unauthorized,
+        let (error, wait) = match self.guesses.check_key(&from) {
+            Ok(left) if left.remaining_burst_capacity() > 0 => return ApiError::Unauthorized,
+            Ok(left) => (ApiError::Unauthorized, left.quota().replenish_interval()),
+            // Requests that were compared at the same time.
             Err(until) => {
                 let wait = until.wait_time_from(self.guesses.clock().now());
-                ApiError::TooManyGuesses { retry_after_s: wait.as_secs() + 1 }
+                (too_many_guesses(wait), wait)
             }
+        };
+        let mut blocked = self.blocked.lock();
+        if blocked.len() > ADDRESSES {
+            blocked.retain(|_, until| *until > now);
         }
+        blocked.insert(from, now + wait);
+        error
     }
+}
+
+fn too_many_guesses(wait: Duration) -> ApiError {
+    ApiError::TooManyGuesses { retry_after_s: wait.as_secs() + 1 }
 }
 
 /// Whoever has one IPv6 address has its whole /64.
@@ -103,14 +147,11 @@ fn network_of(address: IpAddr) -> IpAddr {
 }
 
 pub async fn require(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    if let Some(secret) = api.auth.accepts(request.headers()) {
-        return match api.auth.slow_down(secret) {
-            Ok(()) => next.run(request).await,
-            Err(error) => error.into_response(),
-        };
-    }
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-    api.auth.refuse(from).into_response()
+    match api.auth.check(request.headers(), from, Instant::now()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
 }
 
 #[cfg(test)]
@@ -148,11 +189,28 @@ mod tests {
     #[test]
     fn guessing_is_slowed_down_by_network() {
         let auth = Auth::new(vec![], None);
-        let from = |text: &str| Some(text.parse().expect("address"));
-        let slowed =
-            (0..1000).filter(|_| matches!(auth.refuse(from("2600::1")), ApiError::TooManyGuesses { .. })).count();
-        assert!(slowed > 890, "{slowed}");
-        assert!(matches!(auth.refuse(from("2600::ffff")), ApiError::TooManyGuesses { .. }));
-        assert!(matches!(auth.refuse(from("2600:0:0:1::1")), ApiError::Unauthorized));
+        let now = Instant::now();
+        let guess = |text: &str, now| {
+            auth.check(&HeaderMap::new(), Some(text.parse().expect("address")), now).expect_err("no secret")
+        };
+        let slowed = (0..1000).filter(|_| matches!(guess("2600::1", now), ApiError::TooManyGuesses { .. })).count();
+        assert_eq!(slowed, 900);
+        assert!(matches!(guess("2600::ffff", now), ApiError::TooManyGuesses { retry_after_s: 1 }));
+        assert!(matches!(guess("2600:0:0:1::1", now), ApiError::Unauthorized));
+    }
+
+    #[test]
+    fn nothing_is_compared_for_a_network_over_its_rate_of_wrong_secrets() {
+        let auth = Auth::new(vec![Sha256::digest("right").into()], None);
+        let (guesser, other) = (Some([192, 0, 2, 1].into()), Some([192, 0, 2, 2].into()));
+        let right = HeaderMap::from_iter([(header::AUTHORIZATION, "right".parse().expect("a header value"))]);
+        let now = Instant::now();
+        for _ in 0..GUESSES.get() {
+            assert!(auth.check(&right, guesser, now).is_ok(), "not over the rate yet");
+            assert!(auth.check(&HeaderMap::new(), guesser, now).is_err());
+        }
+        assert!(matches!(auth.check(&right, guesser, now), Err(ApiError::TooManyGuesses { retry_after_s: 1 })));
+        assert!(auth.check(&right, other, now).is_ok(), "another client");
+        assert!(auth.check(&right, guesser, now + Duration::from_secs(1)).is_ok(), "after `Retry-After`");
     }
 }
