@@ -2,9 +2,19 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
+use scouter::metrics::Metrics;
+use scouter::plan::{Plan, payload::Payload};
+use scouter::receipts::{Budget, Receipts};
+use scouter::runner::Runner;
+use scouter::sandbox::Plugins;
+use scouter::services::{Runtimes, Services};
+use scouter_net::Net;
+use scouter_net::policy::Policy;
+use scouter_net::system::System;
 use serde_json::{Value, json};
 
 use crate::support::server::{Server, command};
@@ -22,6 +32,7 @@ pub fn trials() -> Vec<Trial> {
         sessions_and_packets_are_counted,
         every_import_asks_the_budget,
         a_guest_is_charged_for_the_cpu_time_that_it_got,
+        a_panic_of_an_engine_is_the_servers_error_and_frees_its_slot,
     );
     all.extend(crate::needing_root(trials!("sandbox":
         guests_compute_on_threads_without_capabilities,
@@ -45,6 +56,7 @@ fn every_attack_ends_with_its_reason() {
         ("spin", 0, "cpu_limit"),
         ("return", 2_000_000, "call_size_limit"),
         ("return", 600_000, "bad_result"),
+        ("values", 60_000, "bad_result"),
         ("log", 2_000, "log_limit"),
         ("call", 10_001, "host_call_limit"),
         ("call with much", 50, "host_call_limit"),
@@ -66,9 +78,15 @@ fn every_attack_ends_with_its_reason() {
         assert!(test["message"].as_str().is_some_and(|m| m.starts_with("Plugin 'hostile' was stopped: ")), "{test}");
         assert_eq!(attack(&server, "nothing", 0)["failed"], json!(false), "after {what}");
     }
-    for (what, n) in
-        [("return", 400_000), ("log", 600), ("call", 9_000), ("allocate", 32 << 20), ("handles", 100), ("deep", 100)]
-    {
+    for (what, n) in [
+        ("return", 400_000),
+        ("values", 40_000),
+        ("log", 600),
+        ("call", 9_000),
+        ("allocate", 32 << 20),
+        ("handles", 100),
+        ("deep", 100),
+    ] {
         assert_eq!(attack(&server, what, n)["failed"], json!(false), "within its limit: {what} {n}");
     }
 }
@@ -246,4 +264,46 @@ fn guests_compute_on_threads_without_capabilities() {
         std::thread::sleep(Duration::from_millis(5));
     }
     check(&seen);
+}
+
+/// The engines' runtime has no timers here: the first engine that waits for one panics, as a mistake in it would.
+fn a_panic_of_an_engine_is_the_servers_error_and_frees_its_slot() {
+    // The program itself compiles the plugin into the cache; this process is another one.
+    drop(server(&[]));
+    let runtimes = Runtimes::new(Some(1)).expect("runtimes");
+    let without_timers =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_io().build().expect("one");
+    let (services, plugins) = runtimes.io.block_on(async {
+        let system = Arc::new(System::of_this_host());
+        let policy = Policy::new(vec!["127.0.0.0/8".parse().expect("a rule")], vec![], Arc::clone(&system));
+        let browsers = scouter_net::browser::Config { ports: 9461..=9461, ttl: Duration::ZERO, idle: Duration::ZERO };
+        let net = Net::open(system, &policy, None, browsers).expect("a network");
+        let io = without_timers.handle().clone();
+        let cache = Path::new(scouter()).with_file_name("plugin-cache");
+        let plugins = Plugins::load(&[hostile()], Some(&cache), runtimes.guests.handle()).await.expect("plugins");
+        (Arc::new(Services { io, net, policy, metrics: Metrics::default() }), plugins)
+    });
+    let limits = scouter::queue::Limits { tests: 10, bytes: 1 << 20 };
+    let guests = runtimes.guests.handle().clone();
+    let runner = Arc::new(Runner::new(services, guests, 1, limits, Duration::from_secs(30)));
+    let budget = Budget { lifetime: Duration::from_mins(1), receipts: 10, receipt_bytes: 10_000, total_bytes: 100_000 };
+    let receipts = Arc::new(Receipts::new(budget));
+    // One slot: the second test runs in the one that the first has left.
+    let payload = json!({"hostile": [{"do": "exchanges", "n": 1}, {"do": "exchanges", "n": 1}, {"do": "nothing"}]});
+    let payload = Payload::parse(payload.to_string().as_bytes(), 10).expect("a payload");
+    let receipt = runner.submit(Plan::new(payload, &plugins), &receipts).expect("a place");
+    runtimes.io.block_on(receipt.wait(Duration::from_secs(30)));
+    let body: Value = serde_json::from_slice(&receipt.pieces().concat()).expect("JSON");
+    let tests = body["results"]["hostile"].as_array().expect("tests");
+    assert_eq!(tests.len(), 3, "{body}");
+    for test in &tests[..2] {
+        assert_eq!((&test["error"], &test["failed"]), (&json!("host_error"), &json!(true)), "{body}");
+        let message = "The test ended on an error of the server's own. Please report it.";
+        assert_eq!((&test["message"], &test["plugin"]["name"]), (&json!(message), &json!("hostile")), "{body}");
+    }
+    assert_eq!(tests[2]["failed"], json!(false), "{body}");
+    let slot = runner.slots()[0].clone();
+    assert_eq!((slot.busy, slot.requests, slot.exceptions), (false, 3, 0), "no exception of the plugin's");
+    runtimes.end();
+    without_timers.shutdown_background();
 }

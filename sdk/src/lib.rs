@@ -48,8 +48,8 @@
 //! plugin need not check a range that the schema states.
 //!
 //! # Limits
-//! A run has 1 s of CPU time, 64 MiB of memory, 10,000 host calls and 512 KiB for its result. Waiting for the network
-//! uses no CPU time. Exceeding a limit fails that one test.
+//! A run has 1 s of CPU time, 64 MiB of memory, 10,000 host calls and 512 KiB with 50,000 values for its
+//! result. Waiting for the network uses no CPU time. Exceeding a limit fails that one test.
 //!
 //! # Unit tests
 //! The logic of a plugin runs natively under `cargo test`; its imports do not, they panic there. The module `testing`

@@ -100,6 +100,7 @@ impl Guest for Hostile {
             }
             "sleep" => std::thread::sleep(std::time::Duration::from_millis(n as u64)),
             "return" => return outcome(&json!({"x": "x".repeat(n)})),
+            "values" => return outcome(&json!({"x": vec![0; n]})),
             "log" => (0..n).for_each(|_| eprintln!("{}", "x".repeat(99))),
             "call" => (0..n).for_each(|_| report::progress("{}")),
             "call with much" => {

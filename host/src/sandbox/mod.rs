@@ -17,6 +17,8 @@ mod engine;
 mod guest;
 // One file per import of `wit/`.
 mod imports;
+// Results, read within limits.
+mod json;
 // A guest's standard output.
 mod log;
 // Partial results.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use wasmtime::Trap;
@@ -12,6 +13,7 @@ use super::Plugin;
 use super::budget::{self, LimitHit};
 use super::guest::{self, Holds};
 use super::imports::{EngineError, RunState, wit};
+use super::json;
 use super::progress::Progress;
 use super::schema::ResultSchema;
 use crate::services::Services;
@@ -162,35 +164,39 @@ impl Plugin {
     /// Away from the threads that run guests: a result takes a while to check when its schema is a long one.
     async fn check(&self, outcome: wit::test::Outcome) -> Result<Outcome, RunError> {
         let schema = Arc::clone(&self.result);
-        let checking = tokio::task::spawn_blocking(move || checked(outcome, &schema));
-        match tokio::time::timeout(CHECK_TIMEOUT, checking).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => {
-                if error.is_panic() {
-                    tracing::error!(plugin = self.name, %error, "checking a result failed");
-                }
-                Err(EngineError::from(error).into())
+        in_time(&self.name, move || checked(outcome, &schema)).await
+    }
+}
+
+/// A check that fails, or takes too long, is an error of the server's.
+async fn in_time(
+    plugin: &str,
+    check: impl FnOnce() -> Result<Outcome, RunError> + Send + 'static,
+) -> Result<Outcome, RunError> {
+    match tokio::time::timeout(CHECK_TIMEOUT, tokio::task::spawn_blocking(check)).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => {
+            if error.is_panic() {
+                tracing::error!(plugin, %error, "checking a result failed");
             }
-            Err(_) => {
-                tracing::error!(plugin = self.name, within = ?CHECK_TIMEOUT, "a result could not be checked in time");
-                Err(RunError::Host)
-            }
+            Err(EngineError::from(error).into())
+        }
+        Err(_) => {
+            tracing::error!(plugin, within = ?CHECK_TIMEOUT, "a result could not be checked in time");
+            Err(RunError::Host)
         }
     }
 }
 
 fn checked(outcome: wit::test::Outcome, schema: &ResultSchema) -> Result<Outcome, RunError> {
     let bad = |what: String| Err(RunError::BadResult(what));
-    if outcome.result.len() > budget::RESULT_BYTES {
-        return bad(format!("over {} KiB", budget::RESULT_BYTES >> 10));
-    }
-    let value: serde_json::Value = match serde_json::from_str(&outcome.result) {
-        Ok(value) => value,
-        Err(error) => return bad(format!("not JSON: {error}")),
+    let object = match json::parse_object(&outcome.result) {
+        Ok(object) => object,
+        Err(mistake) => return bad(mistake),
     };
-    let Some(object) = value.as_object() else { return bad("not a JSON object".into()) };
     // A test that could not run at all has an empty result, which no schema with required fields allows.
     let ran = outcome.message.is_none() || !object.is_empty();
+    let value = Value::Object(object);
     if ran && let Err(mistake) = schema.check(&value) {
         return bad(mistake);
     }
@@ -201,5 +207,38 @@ fn checked(outcome: wit::test::Outcome, schema: &ResultSchema) -> Result<Outcome
     match RawValue::from_string(value.to_string()) {
         Ok(result) => Ok(Outcome { failed: outcome.failed, message: outcome.message, result }),
         Err(error) => bad(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing() -> Outcome {
+        Outcome { failed: false, message: None, result: RawValue::NULL.to_owned() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_result_that_is_not_checked_in_time_is_an_error_of_the_servers() {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let stuck = move || {
+            let _ = ended.recv();
+            Ok(nothing())
+        };
+        let mut check = Box::pin(in_time("slow", stuck));
+        assert!(futures_util::poll!(&mut check).is_pending());
+        tokio::time::advance(CHECK_TIMEOUT / 2).await;
+        assert!(futures_util::poll!(&mut check).is_pending(), "it has its time");
+        tokio::time::advance(CHECK_TIMEOUT).await;
+        let error = check.await.expect_err("too slow");
+        assert!(matches!(error, RunError::Host) && error.kind() == "host_error" && !error.is_of_the_plugin());
+        drop(end);
+        assert!(in_time("quick", || Ok(nothing())).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_check_that_panics_is_an_error_of_the_servers() {
+        let error = in_time("any", || panic!("a mistake of the check")).await.expect_err("no outcome");
+        assert!(matches!(error, RunError::Host), "{error}");
     }
 }

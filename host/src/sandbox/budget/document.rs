@@ -47,6 +47,12 @@ fn document() -> String {
             "bad_result",
             "the result is not taken".into(),
         ),
+        (
+            "values in a result, and in each partial result",
+            number(RESULT_VALUES as u64),
+            "bad_result",
+            "the result is not taken".into(),
+        ),
         ("time", "`SCOUTER_TEST_TIMEOUT` (120 s)".into(), "deadline", "it did not end in time".into()),
         ("targets", number(TARGETS as u64), "", refused(Exceeded::Targets)),
         ("names looked up", number(NAMES.into()), "", refused(Exceeded::Names)),
