@@ -25,6 +25,8 @@ pub fn trials() -> Vec<Trial> {
         responses_that_nobody_reads_cost_little_and_give_it_back,
         events_that_nobody_reads_cost_little,
         a_client_that_does_not_read_is_closed,
+        responses_that_nobody_reads_refuse_nobody,
+        a_client_is_answered_on_each_of_its_streams,
     )
 }
 
@@ -267,4 +269,34 @@ fn a_client_that_does_not_read_is_closed() {
     assert!(server.weight().1 <= before, "after {:?}", asked.elapsed());
     assert!(asked.elapsed() > Duration::from_secs(20), "a client may take its time: {:?}", asked.elapsed());
     healthy(&server);
+}
+
+/// More than the memory for responses, unread by clients without a secret: documents, which all responses share, and
+/// counters, which each has for itself.
+fn responses_that_nobody_reads_refuse_nobody() {
+    for path in ["/openapi.json", "/metrics"] {
+        let server = Server::start(&[("SCOUTER_PLUGIN_DIR", &both()), ("SCOUTER_LOG", "info,access=warn")]);
+        let size = server.raw("GET", path, &[], None).body.to_string().len();
+        let clients = flood(&server, (70 << 20) / (size * 100).min(1 << 20), path, None, 0);
+        let asked = Instant::now();
+        while asked.elapsed() < Duration::from_secs(2) {
+            let answer = server.get("/api/v1.0/status");
+            assert_eq!(answer.status, 200, "{path}: {answer:?}");
+            let answer = server.request("POST", "/api/v1.0/tests?wait=10", Some(r#"{"hostile": [{"do": "nothing"}]}"#));
+            assert_eq!((answer.status, &answer.body["is_running"]), (200, &json!(false)), "{path}: {answer:?}");
+            assert!(answer.headers.contains_key("location"), "{path}: {answer:?}");
+        }
+        drop(clients);
+    }
+}
+
+fn a_client_is_answered_on_each_of_its_streams() {
+    let server = Server::hostile(&[("SCOUTER_LOG", "info,access=warn")]);
+    let large = json!({"do": "return", "n": 450_000});
+    let payload = json!({"hostile": [large, large, {"do": "sleep", "n": 3000}]}).to_string();
+    let answer = server.request("POST", "/api/v1.0/tests", Some(&payload));
+    let path = format!("/api/v1.0/tests?receipt={}&wait=60", answer.body["receipt"].as_str().expect("a receipt"));
+    let mut client = Client::connect(server.address, 0);
+    assert!((0..100).all(|_| client.get(&path, Some(SECRET))));
+    assert_eq!(client.ok_heads(100), 100, "a megabyte is to be written on each");
 }

@@ -1,4 +1,4 @@
-//! What watchers of a receipt are told.
+//! Server-sent events of a receipt.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::support::{SOON, hostile};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
-    trials!("events": events_tell_what_happens_and_resume, ten_thousand_watchers_do_not_hurt)
+    trials!("events": events_arrive_in_order_and_resume, ten_thousand_watchers_do_not_hurt)
 }
 
 /// Reads events until their end: identifier, name, data.
@@ -31,7 +31,7 @@ fn watch(server: &Server, receipt: &str, last: Option<&str>) -> Vec<(u64, String
     text.split("\n\n").filter(|block| !block.is_empty() && !block.starts_with(':')).map(event).collect()
 }
 
-fn events_tell_what_happens_and_resume() {
+fn events_arrive_in_order_and_resume() {
     let folder = hostile();
     let both = format!("{},{}", crate::support::plugins().display(), folder.display());
     let server = Server::start(&[("SCOUTER_PLUGIN_DIR", &both), ("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8")]);
@@ -64,19 +64,19 @@ fn events_tell_what_happens_and_resume() {
     assert_eq!(resumed, late[2..]);
     assert_eq!(watch(&server, receipt, Some("nonsense")), late);
     let end = late.last().expect("the end").0;
-    assert_eq!(watch(&server, receipt, Some(&end.to_string())), late[3..], "told everything: the end once more");
+    assert_eq!(watch(&server, receipt, Some(&end.to_string())), late[3..], "after the last event: `done` once more");
     assert_eq!(watch(&server, receipt, Some(&(end + 1).to_string())), late, "no number of this receipt");
     for (query, status) in [("", 400), ("?receipt=", 400), ("?receipt=ffffffffffffffffffffffffffffffff", 404)] {
         assert_eq!(server.get(&format!("/api/v1.0/tests/events{query}")).status, status);
     }
     assert_eq!(server.raw("GET", &format!("/api/v1.0/tests/events?receipt={receipt}"), &[], None).status, 403);
-    // Nor while it runs: it is told what happens, and does not wait for a number that never comes.
+    // Nor while it runs: its events arrive, and it does not wait for a number that never comes.
     let payload = json!({"hostile": [{"do": "sleep", "n": 700}]});
     let running = server.request("POST", "/api/v1.0/tests", Some(&payload.to_string())).body["receipt"].clone();
-    let told = watch(&server, running.as_str().expect("a receipt"), Some("18446744073709551615"));
-    let kinds: Vec<&str> = told.iter().map(|(_, kind, _)| kind.as_str()).collect();
+    let events = watch(&server, running.as_str().expect("a receipt"), Some("18446744073709551615"));
+    let kinds: Vec<&str> = events.iter().map(|(_, kind, _)| kind.as_str()).collect();
     assert_eq!(kinds, ["test", "done"]);
-    // Whoever watches what is deleted is let go.
+    // The stream of a deleted receipt ends.
     let payload = json!({"hostile": [{"do": "sleep", "n": 60_000}]});
     let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload.to_string())).body["receipt"].clone();
     let receipt = receipt.as_str().expect("a receipt");
@@ -113,16 +113,16 @@ fn ten_thousand_watchers_do_not_hurt() {
     assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     let (with, _) = server.weight();
-    // A connection costs some kilobytes, whoever it is for; what is told costs nothing more.
+    // A connection costs some kilobytes, whoever it is for; its events cost nothing more.
     assert!(with.saturating_sub(before) < 600 << 10, "{} kB for {watchers} watchers", with - before);
-    let mut told = String::new();
+    let mut received = String::new();
     let last = streams.last_mut().expect("one");
     last.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
     let mut buffer = [0; 4096];
-    while !told.contains("event: done") {
-        let count = last.read(&mut buffer).expect("told");
-        assert!(count > 0, "{told}");
-        told.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    while !received.contains("event: done") {
+        let count = last.read(&mut buffer).expect("an event");
+        assert!(count > 0, "{received}");
+        received.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
     assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
 }

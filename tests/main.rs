@@ -6,7 +6,7 @@
 //! - `compat`   payloads of the first version's clients, and the shape of their results
 //! - `connections` clients that say nothing, or do not read
 //! - `docs`     settings, options, links and commands of the documentation
-//! - `events`   what watchers of a receipt are told
+//! - `events`   server-sent events of a receipt
 //! - `operator` counters, OpenAPI, and an independent tool that tries it
 //! - `hardening` TLS, rates, access log, capabilities
 //! - `sandbox`  hostile plugins: what each costs is one failed test

@@ -92,6 +92,28 @@ fn a_server_that_stops_is_alive_and_not_ready() {
     assert_eq!(server.wait(), Some(0));
 }
 
+/// Without a secret: too many connections. With one: that it is wrong, and the rates.
+fn every_operation_has_the_errors_of_its_kind(document: &Value) {
+    assert_eq!(document["security"], json!([{"secret": []}, {"bearer": []}]));
+    let paths = document["paths"].as_object().expect("paths").iter().filter(|(path, _)| *path != "/healthz");
+    for (path, operations) in paths {
+        for (method, operation) in operations.as_object().expect("operations") {
+            let open = operation["security"].is_array();
+            assert_eq!(open, !path.starts_with("/api/v1.0/") || path.ends_with("openapi.json"), "{method} {path}");
+            for status in if open { &["503"][..] } else { &["403", "429", "503"] } {
+                let response = &operation["responses"][*status];
+                let schema = &response["content"]["application/json"]["schema"]["$ref"];
+                assert_eq!(schema, "#/components/schemas/Error", "{method} {path} {status}: {response}");
+                assert_eq!(
+                    response["headers"]["Retry-After"].is_object(),
+                    *status != "403",
+                    "{method} {path} {status}"
+                );
+            }
+        }
+    }
+}
+
 fn the_openapi_document_describes_what_is_loaded() {
     let server = Server::start(&[]);
     for path in ["/openapi.json", "/api/v1.0/openapi.json"] {
@@ -123,12 +145,16 @@ fn the_openapi_document_describes_what_is_loaded() {
             "/api/v1.0/tests/events",
             "/api/v1.0/status",
             "/api/v1.0/plugins",
+            "/api/v1.0/openapi.json",
+            "/openapi.json",
+            "/docs",
             "/metrics",
             "/healthz",
             "/readyz",
         ] {
             assert!(document["paths"][route].is_object(), "{route}");
         }
+        every_operation_has_the_errors_of_its_kind(&document);
     }
     let page = server.raw("GET", "/docs", &[], None);
     assert!(page.status == 200 && page.body.as_str().is_some_and(|html| html.contains("openapi.json")));

@@ -101,7 +101,7 @@ impl Default for Metrics {
         let sandboxes = Counter::default();
         registry.register("sandboxes", "Sandboxes made", sandboxes.clone());
         let icmp_dropped = Counter::default();
-        let help = "ICMP messages that this host's receivers had no room for";
+        let help = "ICMP messages dropped because a receive buffer of this host was full";
         registry.register("icmp_dropped", help, icmp_dropped.clone());
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();

@@ -11,7 +11,7 @@ use serde::ser::SerializeMap;
 use serde_json::Value;
 use serde_json::ser::{CompactFormatter, Formatter};
 use serde_json::value::RawValue;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
@@ -54,11 +54,42 @@ pub struct PluginName<'a> {
     pub version: &'a str,
 }
 
+/// Types, each with its option sets; `plan` reads them. In the document its properties are those of the plugins that are
+/// loaded.
+pub enum Payload {}
+
+impl PartialSchema for Payload {
+    fn schema() -> RefOr<Schema> {
+        any_object().into()
+    }
+}
+
+impl ToSchema for Payload {}
+
 /// The answer to a payload, without `wait`.
 #[derive(Serialize, ToSchema)]
 pub struct Submitted<'a> {
     #[schema(pattern = "^[0-9a-f]{32}$")]
     pub receipt: &'a str,
+}
+
+/// The answer to a payload: with `wait` the tests.
+pub enum Accepted {}
+
+impl PartialSchema for Accepted {
+    fn schema() -> RefOr<Schema> {
+        let either =
+            AnyOfBuilder::new().item(Ref::from_schema_name("Submitted")).item(Ref::from_schema_name("Receipt"));
+        either.into()
+    }
+}
+
+impl ToSchema for Accepted {
+    fn schemas(all: &mut Vec<(String, RefOr<Schema>)>) {
+        all.push((Submitted::name().into(), Submitted::schema()));
+        all.push((Receipt::name().into(), Receipt::schema()));
+        Receipt::schemas(all);
+    }
 }
 
 /// The tests of one payload.

@@ -8,6 +8,7 @@ use libtest_mimic::Trial;
 
 use crate::support::SOON;
 use crate::support::server::{SECRET, Server};
+use crate::support::until;
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
@@ -15,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
         slow_heads_are_cut_off,
         a_body_of_gigabytes_costs_no_memory,
         a_body_of_one_megabyte_costs_no_more_than_ten,
+        bodies_beyond_their_memory_are_refused_until_there_is_some,
     )
 }
 
@@ -75,4 +77,30 @@ fn a_body_of_one_megabyte_costs_no_more_than_ten() {
     }
     let peak = server.peak();
     assert!(peak < before + 10 * 1024, "{before} kB, then up to {peak} kB");
+}
+
+fn bodies_beyond_their_memory_are_refused_until_there_is_some() {
+    let server = Server::start(&[]);
+    let head = format!(
+        "POST /api/v1.0/tests HTTP/1.1\r\nHost: x\r\nAuthorization: {SECRET}\r\nContent-Length: {}\r\n\r\n{{",
+        1 << 20
+    );
+    // Each of the largest size that is allowed: 64 of them take all of the memory, and the others are refused.
+    let announce = || {
+        let mut stream = TcpStream::connect(server.address).expect("connected");
+        stream.write_all(head.as_bytes()).expect("written");
+        stream.set_nonblocking(true).expect("set");
+        stream
+    };
+    let bodies: Vec<TcpStream> = (0..70).map(|_| announce()).collect();
+    let refused = || bodies.iter().filter(|stream| stream.peek(&mut [0]).is_ok()).count();
+    until("all others are being read", || refused() == 6);
+    let post = || server.request("POST", "/api/v1.0/tests", Some("{}"));
+    let answer = post();
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.headers["retry-after"], "1");
+    assert_eq!(answer.body["error"], "The server is too busy to check the request. Try again later.");
+    assert_eq!(server.get("/api/v1.0/status").status, 200, "what has no body is answered");
+    drop(bodies);
+    until("there is memory again", || post().status == 200);
 }

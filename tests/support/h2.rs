@@ -1,6 +1,6 @@
 //! An HTTP/2 client (RFC 9113) that asks and reads nothing, or as little as a test wants.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 const SETTINGS: u8 = 4;
@@ -42,6 +42,23 @@ impl Client {
         self.last += 1;
         // END_STREAM and END_HEADERS.
         self.frame(HEADERS, 1 | 4, stream, &block)
+    }
+
+    /// Reads as many responses' heads, each on whatever stream it comes; how many of them say 200.
+    pub fn ok_heads(&mut self, count: usize) -> usize {
+        let mut heads = vec![];
+        while heads.len() < count {
+            let mut head = [0; 9];
+            self.stream.read_exact(&mut head).expect("a frame");
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).expect("short")];
+            self.stream.read_exact(&mut payload).expect("its payload");
+            if head[3] == HEADERS {
+                heads.push(payload);
+            }
+        }
+        // `:status: 200` is entry 8 of the static table, and the first field.
+        heads.iter().filter(|head| head[0] == 0x88).count()
     }
 
     fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {

@@ -6,42 +6,56 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use futures_util::{StreamExt, stream};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::error::NoReceipt;
 use super::tests::receipt_of;
-use super::{Api, ApiError};
-use crate::receipts::{Event, Receipt};
+use super::{Api, ApiError, SharedBody};
+use crate::receipts::{Event, Reader};
 
 /// Interval of comment lines: proxies close silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Pause between two batches of events: a plugin may report faster than any client reads.
 const PAUSE: Duration = Duration::from_millis(50);
 
-pub fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/tests/events", get(events))
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default().routes(routes!(events))
 }
 
 struct Watch {
-    receipt: Arc<Receipt>,
+    reader: Reader,
     sent: u64,
     paused: bool,
 }
 
+/// Watch tests
+#[utoipa::path(get, path = "/tests/events",
+    params(
+        ("receipt" = String, Query, description = "Of the tests.", pattern = "^[0-9a-f]{32}$"),
+        ("Last-Event-ID" = Option<String>, Header, description = "Continue after this event."),
+    ),
+    responses(
+        (status = 200, body = String, content_type = "text/event-stream",
+         description = "Server-sent events: `partial` (a test's result so far), `test` (a finished test), `done` (the whole \
+                        body). A client that subscribes late first gets the newest event of each test."),
+        NoReceipt,
+    ))]
 async fn events(
     State(api): State<Arc<Api>>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let receipt = receipt_of(&api, query.as_deref())?;
+    let reader = receipt_of(&api, query.as_deref())?;
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
-    let sent = receipt.resume(last.and_then(|last| last.trim().parse().ok()).unwrap_or(0));
-    let watch = Watch { receipt, sent, paused: false };
+    let sent = reader.receipt().resume(last.and_then(|last| last.trim().parse().ok()).unwrap_or(0));
+    let watch = Watch { reader, sent, paused: false };
     let parts = stream::unfold(Some(watch), |watch| async { next(watch?).await }).flat_map(stream::iter);
     let body = Body::from_stream(parts.map(Ok::<_, std::convert::Infallible>));
     let headers = [
@@ -50,7 +64,7 @@ async fn events(
         // nginx holds answers back otherwise.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    Ok((headers, body).into_response())
+    Ok((headers, Extension(SharedBody::of(0)), body).into_response())
 }
 
 /// The next pieces of the response body, and the state after them.
@@ -58,7 +72,7 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
     if watch.paused {
         tokio::time::sleep(PAUSE).await;
     }
-    let (events, done) = watch.receipt.since(watch.sent);
+    let (events, done) = watch.reader.receipt().since(watch.sent);
     if let Some(last) = events.last() {
         watch.sent = last.number;
         watch.paused = true;
@@ -66,7 +80,7 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
         return Some((pieces, (!done).then_some(watch)));
     }
     watch.paused = false;
-    match tokio::time::timeout(KEEP_ALIVE, watch.receipt.changed_since(watch.sent)).await {
+    match tokio::time::timeout(KEEP_ALIVE, watch.reader.receipt().changed_since(watch.sent)).await {
         Ok(true) => Some((vec![], Some(watch))),
         // Deleted or expired.
         Ok(false) => None,

@@ -4,16 +4,31 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use axum::Router;
 use axum::extract::State;
-use axum::routing::get;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::{Api, ApiError};
+use crate::model;
 
-pub fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(ready))
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default().routes(routes!(alive)).routes(routes!(ready))
 }
 
+/// Does the server answer?
+#[utoipa::path(get, path = "/healthz", operation_id = "health", security(()), responses(
+    (status = 200, description = "It does.", body = String, content_type = "text/plain"),
+))]
+async fn alive() -> &'static str {
+    "ok\n"
+}
+
+/// Does the server take tests?
+#[utoipa::path(get, path = "/readyz", operation_id = "ready", security(()), responses(
+    (status = 200, description = "It does.", body = String, content_type = "text/plain"),
+    (status = 503, description = "The server is shutting down.", body = model::Error,
+     headers(("Retry-After" = u64, description = "Seconds."))),
+))]
 async fn ready(State(api): State<Arc<Api>>) -> Result<&'static str, ApiError> {
     if api.stopping.load(Ordering::Relaxed) { Err(ApiError::ShuttingDown) } else { Ok("ready\n") }
 }

@@ -2,19 +2,25 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Api;
+use super::error::Unavailable;
 use crate::metrics::Now;
 
-pub fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/metrics", get(metrics))
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default().routes(routes!(metrics))
 }
 
+/// Counters for Prometheus
+#[utoipa::path(get, path = "/metrics", security(()), responses(
+    (status = 200, description = "Text exposition format.", body = String, content_type = "application/openmetrics-text"),
+    Unavailable,
+))]
 async fn metrics(State(api): State<Arc<Api>>) -> Response {
     let slots = api.runner.slots();
     let (receipts_running, receipts_finished, receipt_bytes) = api.receipts.counts();

@@ -1,4 +1,5 @@
-//! The REST API. Each file owns its routes, types and handlers; this one merges them, authenticates, and serves.
+//! The REST API. Each file owns its routes, types and handlers; this one merges them, authenticates, and serves. A route
+//! comes with its description, of which the OpenAPI document is made: both are written at its handler.
 
 mod access;
 mod auth;
@@ -21,6 +22,8 @@ use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::receipts::Receipts;
 use crate::runner::{Requests, Runner};
@@ -29,6 +32,7 @@ use crate::services::Services;
 use scouter_net::Net;
 
 pub use auth::Auth;
+pub use body::SharedBody;
 pub use error::ApiError;
 pub use tests::Costs;
 
@@ -96,22 +100,34 @@ impl Network {
     }
 }
 
-/// All routes.
-pub fn router(api: Arc<Api>) -> Router {
-    let v1 = Router::new()
+/// Where all routes are that need a secret.
+const V1: &str = "/api/v1.0";
+
+/// The routes under [`V1`], those at the root, and what all of them are.
+fn routes() -> (Router<Arc<Api>>, Router<Arc<Api>>, OpenApi) {
+    let v1 = OpenApiRouter::default()
         .merge(tests::routes())
         .merge(events::routes())
         .merge(status::routes())
-        .merge(plugins::routes())
+        .merge(plugins::routes());
+    let root = OpenApiRouter::with_openapi(openapi::frame())
+        .merge(health::routes())
+        .merge(metrics::routes())
+        .merge(openapi::routes());
+    let ((v1, described), (root, document)) = (v1.split_for_parts(), root.split_for_parts());
+    (v1, root, document.nest(V1, described))
+}
+
+/// All routes.
+pub fn router(api: Arc<Api>) -> Router {
+    let (v1, root, _) = routes();
+    let v1 = v1
         .fallback(|| async { ApiError::NoSuchRoute })
         .method_not_allowed_fallback(|| async { ApiError::WrongMethod })
         .layer(middleware::from_fn_with_state(Arc::clone(&api), auth::require))
         .layer(middleware::from_fn_with_state(Arc::clone(&api), count));
-    let all = Router::new()
-        .nest("/api/v1.0", v1)
-        .merge(health::routes())
-        .merge(metrics::routes())
-        .merge(openapi::routes())
+    let all = root
+        .nest(V1, v1)
         .fallback(|| async { ApiError::NoSuchRoute })
         .method_not_allowed_fallback(|| async { ApiError::WrongMethod });
     access::layers(all, &api).with_state(api)

@@ -1,44 +1,106 @@
-//! `/openapi.json`: the API as OpenAPI 3.1, with the option and result schemas of the plugins that are loaded; and
-//! `/docs`, a page to try it on. Neither needs the secret, and neither shows one.
+//! `/openapi.json`: the API as OpenAPI 3.1, made from the descriptions at the handlers, the types that are written to
+//! clients, and the option and result schemas of the plugins that are loaded; and `/docs`, a page to try it on. None needs
+//! the secret, and none shows one.
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::Extension;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::Schema;
+use utoipa::openapi::schema::{ComponentsBuilder, Schema};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, RefOr, Server};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::{Api, body as bodies, plugins, status};
+use super::error::Unavailable;
+use super::{Api, SharedBody, body as bodies};
 use crate::model;
 use crate::plan::ID_CHARS;
 use crate::plan::payload::{NAME_CHARS, OPTIONS};
 use crate::sandbox::schema::components;
 
-pub fn routes() -> Router<Arc<Api>> {
-    Router::new()
-        .route("/openapi.json", get(document))
-        .route("/api/v1.0/openapi.json", get(document))
-        .route("/docs", get(docs))
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default().routes(routes!(document)).routes(routes!(document_of_v1)).routes(routes!(docs))
 }
 
+/// A page to try the API on
+#[utoipa::path(get, path = "/docs", operation_id = "docs", security(()), responses(
+    (status = 200, description = "HTML.", body = String, content_type = "text/html"),
+    Unavailable,
+))]
 async fn docs() -> impl IntoResponse {
     // The page runs what it brings along, and talks to this server only.
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
-    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(include_str!("docs.html")))
+    ([(header::CONTENT_SECURITY_POLICY, policy)], Extension(SharedBody::of(0)), Html(include_str!("docs.html")))
 }
 
+/// This document
+#[utoipa::path(get, path = "/openapi.json", operation_id = "openapi", security(()), responses(
+    (status = 200, description = "OpenAPI 3.1.", body = Object, content_type = "application/json"),
+    Unavailable,
+))]
 async fn document(State(api): State<Arc<Api>>) -> Response {
     bodies::json(vec![api.documents.openapi.get_or_init(|| of(&api).to_string().into()).clone()])
 }
 
+/// This document
+#[utoipa::path(get, path = "/api/v1.0/openapi.json", operation_id = "openapi_v1", security(()), responses(
+    (status = 200, description = "OpenAPI 3.1.", body = Object, content_type = "application/json"),
+    Unavailable,
+))]
+async fn document_of_v1(state: State<Arc<Api>>) -> Response {
+    document(state).await
+}
+
+/// What the document has besides its routes.
+pub fn frame() -> OpenApi {
+    let about = "Remote network troubleshooting. POST tests, get a receipt, fetch the results. Option names are taken in \
+                 any case, numbers as digit strings too.";
+    let info = InfoBuilder::new().title("Scouter").version(env!("CARGO_PKG_VERSION")).description(Some(about));
+    let secret = ApiKeyValue::with_description("Authorization", "The secret itself.");
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+    let mut schemas = vec![];
+    add::<model::Error>(&mut schemas);
+    // Those to which no route refers: tests are in results, events are in a stream.
+    add::<model::Test>(&mut schemas);
+    add::<model::Event>(&mut schemas);
+    let components = ComponentsBuilder::new()
+        .schemas_from_iter(schemas)
+        .security_scheme("secret", SecurityScheme::ApiKey(ApiKey::Header(secret)))
+        .security_scheme("bearer", SecurityScheme::Http(bearer));
+    let either = ["secret", "bearer"].map(|name| SecurityRequirement::new(name, [] as [&str; 0]));
+    OpenApiBuilder::new()
+        .info(info.build())
+        .servers(Some([Server::new("/")]))
+        .security(Some(either))
+        .components(Some(components.build()))
+        .build()
+}
+
+fn add<T: ToSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
+    all.push((T::name().into_owned(), T::schema()));
+    T::schemas(all);
+}
+
+/// The whole document: with what the loaded plugins take and give.
 fn of(api: &Api) -> Value {
-    let mut schemas = schemas();
-    let (mut payload, mut results) = (Map::new(), Map::new());
+    let (_, _, described) = super::routes();
+    // Texts and numbers: this cannot fail.
+    let mut document = serde_json::to_value(described).unwrap_or_default();
+    if let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) {
+        schemas.extend(of_plugins(api));
+    }
+    document
+}
+
+fn of_plugins(api: &Api) -> Map<String, Value> {
+    let (mut schemas, mut payload, mut results) = (Map::new(), Map::new(), Map::new());
     for plugin in api.plugins.iter() {
         let (options, result) = (format!("{}_options", plugin.name), format!("{}_result", plugin.name));
         let mut given = plugin.options.json().clone();
@@ -62,26 +124,7 @@ fn of(api: &Api) -> Value {
                "description": format!("Test types, each with a list of option sets; up to {} tests.", api.max_tests)}),
     );
     schemas.insert("Results".into(), json!({"type": "object", "properties": results, "additionalProperties": list}));
-    json!({
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Scouter",
-            "version": env!("CARGO_PKG_VERSION"),
-            "summary": "Remote network troubleshooting",
-            "description": "POST tests, get a receipt, fetch the results. Option names are taken in any case, numbers as digit strings too.",
-        },
-        "servers": [{"url": "/"}],
-        "security": [{"secret": []}, {"bearer": []}],
-        "paths": paths(),
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {
-                "secret": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "The secret itself."},
-                "bearer": {"type": "http", "scheme": "bearer"},
-            },
-            "responses": errors(),
-        },
-    })
+    schemas
 }
 
 /// What every test takes besides the plugin's own options.
@@ -96,108 +139,4 @@ fn with_id(options: &mut Value) {
 
 fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
-}
-
-fn body(schema: &str) -> Value {
-    json!({"application/json": {"schema": reference(schema)}})
-}
-
-fn failing(answers: &mut Value, statuses: &[&str]) {
-    for status in statuses {
-        answers[status] = json!({"$ref": format!("#/components/responses/E{status}")});
-    }
-}
-
-fn paths() -> Value {
-    let wait = json!({"name": "wait", "in": "query", "description": "Seconds to wait for the results, at most.",
-                      "schema": {"type": "number", "minimum": 0, "maximum": 300}});
-    let receipt = json!({"name": "receipt", "in": "query", "required": true,
-                         "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}});
-    let last = json!({"name": "Last-Event-ID", "in": "header", "description": "Go on after this event.",
-                      "schema": {"type": "string"}});
-    let operation = |id: &str, summary: &str, parameters: Value, answers: Value, also: &[&str]| {
-        let mut answers = answers;
-        failing(&mut answers, also);
-        json!({"operationId": id, "summary": summary, "parameters": parameters, "responses": answers})
-    };
-    let results = json!({"200": {"description": "The results so far.", "content": body("Receipt")}});
-    let mut submit = operation(
-        "submit",
-        "Start tests",
-        json!([wait]),
-        json!({"200": {
-            "description": "The receipt; the results so far when `wait` is given.",
-            "headers": {"Location": {"description": "Where the results are.", "schema": {"type": "string"}}},
-            "content": {"application/json": {"schema": {"anyOf": [reference("Submitted"), reference("Receipt")]}}},
-        }}),
-        &["400", "403", "408", "413", "415", "429", "503"],
-    );
-    submit["requestBody"] = json!({"required": true, "content": body("Payload")});
-    let deleted = json!({"200": {"description": "It is forgotten; what still ran for it is cancelled.", "content": body("Message")}});
-    let told = json!({"200": {
-        "description": "Server-sent events: `partial` (a test's result so far), `test` (a finished test), `done` (the whole body). \
-                        Whoever comes late is first told what has happened already.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }});
-    let schema = |about: &str, name: &str| json!({"200": {"description": about, "content": body(name)}});
-    let object = |about: &str| json!({"200": {"description": about, "content": {"application/json": {"schema": {"type": "object"}}}}});
-    let text = |kind: &str, about: &str| json!({"200": {"description": about, "content": {kind: {"schema": {"type": "string"}}}}});
-    let open = |mut operation: Value| {
-        operation["security"] = json!([]);
-        operation
-    };
-    json!({
-        "/api/v1.0/tests": {
-            "post": submit,
-            "get": operation("results", "Fetch results", json!([receipt, wait]), results, &["400", "403", "404"]),
-            "delete": operation("forget", "Cancel tests and forget the receipt", json!([receipt]), deleted, &["400", "403", "404"]),
-        },
-        "/api/v1.0/tests/events": {
-            "get": operation("events", "Watch tests", json!([receipt, last]), told, &["400", "403", "404"]),
-        },
-        "/api/v1.0/status": {"get": operation("status", "How the server is", json!([]), schema("Counts, slots, modes.", "Status"), &["403"])},
-        "/api/v1.0/plugins": {"get": operation("plugins", "Test types", json!([]), schema("Names, schemas, imports.", "Plugins"), &["403"])},
-        "/api/v1.0/openapi.json": {"get": open(operation("openapi", "This document", json!([]), object("OpenAPI 3.1."), &[]))},
-        "/metrics": {"get": open(operation("metrics", "Counters for Prometheus", json!([]), text("application/openmetrics-text", "Text exposition format."), &[]))},
-        "/healthz": {"get": open(operation("health", "Does the server answer?", json!([]), text("text/plain", "It does."), &[]))},
-        "/readyz": {"get": open(operation("ready", "Does the server take tests?", json!([]), text("text/plain", "It does."), &["503"]))},
-    })
-}
-
-fn errors() -> Value {
-    let mut all = json!({});
-    for (status, about) in [
-        ("400", "The request makes no sense; the text says why."),
-        ("403", "The secret is missing or wrong."),
-        ("404", "There is no such receipt (any more)."),
-        ("408", "The body did not arrive in time."),
-        ("413", "The body is too large."),
-        ("415", "The body is not JSON."),
-        ("429", "The queue of waiting tests is full, or too many wrong secrets came from this address."),
-        ("503", "The server is shutting down, or has too many connections or unread responses."),
-    ] {
-        let retry = json!({"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}});
-        let headers = if ["429", "503"].contains(&status) { retry } else { json!({}) };
-        all[format!("E{status}")] = json!({"description": about, "headers": headers, "content": body("Error")});
-    }
-    all
-}
-
-/// The schemas of all bodies, made from the types that are written to clients.
-fn schemas() -> Map<String, Value> {
-    let mut all = vec![];
-    add::<model::Error>(&mut all);
-    add::<model::Message>(&mut all);
-    add::<model::Submitted>(&mut all);
-    add::<model::Receipt>(&mut all);
-    add::<model::Test>(&mut all);
-    add::<model::Event>(&mut all);
-    add::<status::Body>(&mut all);
-    add::<plugins::Body>(&mut all);
-    all.into_iter().filter_map(|(name, schema)| Some((name, serde_json::to_value(schema).ok()?))).collect()
-}
-
-fn add<T: ToSchema>(all: &mut Vec<(String, RefOr<Schema>)>) {
-    all.push((T::name().into_owned(), T::schema()));
-    T::schemas(all);
 }

@@ -2,25 +2,26 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::get;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::error::Refused as Errors;
 use super::{Api, body};
 
-pub fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/plugins", get(plugins))
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default().routes(routes!(plugins))
 }
 
 /// Test types, and files that are not served.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Plugins)]
-pub(super) struct Body<'a> {
+struct Body<'a> {
     plugins: Vec<Plugin<'a>>,
     refused: Vec<Refused<'a>>,
 }
@@ -50,6 +51,11 @@ struct Refused<'a> {
     reason: &'a str,
 }
 
+/// Test types
+#[utoipa::path(get, path = "/plugins", responses(
+    (status = 200, description = "Names, schemas, imports.", body = Body),
+    Errors,
+))]
 async fn plugins(State(api): State<Arc<Api>>) -> Response {
     body::json(vec![api.documents.plugins.get_or_init(|| document(&api)).clone()])
 }

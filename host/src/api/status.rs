@@ -2,24 +2,26 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
 use scouter_net::browser;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::error::Refused;
 use super::{Api, Network};
 use crate::slots::Slot;
 
-pub fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/status", get(status))
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default().routes(routes!(status))
 }
 
 /// How the server is.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Status)]
-pub(super) struct Body {
+struct Body {
     total_requests: u64,
     worker_status: Vec<Worker>,
     version: &'static str,
@@ -102,6 +104,11 @@ impl Worker {
     }
 }
 
+/// How the server is
+#[utoipa::path(get, path = "/status", responses(
+    (status = 200, description = "Counts, slots, modes.", body = Body),
+    Refused,
+))]
 async fn status(State(api): State<Arc<Api>>) -> Json<Body> {
     let (held, limits) = (api.runner.queue().held(), api.runner.queue().limits());
     let (asn_database, asn_database_problem) = api.services.net.asn.status();

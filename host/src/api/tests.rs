@@ -4,20 +4,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Json, Router};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinError;
 
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::error::{NoPlan, NoReceipt};
 use super::{Api, ApiError, body};
 use crate::model;
 use crate::plan::Plan;
 use crate::plan::payload::{Payload, PayloadError};
-use crate::receipts::Receipt;
+use crate::receipts::Reader;
 
 /// A body must have arrived after this.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,8 +34,8 @@ const BODIES_BYTES: usize = 64 << 20;
 /// The longest wait of one request: well below what proxies allow an answer to take.
 const MAX_WAIT_S: f64 = 300.0;
 
-pub fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/tests", post(submit).get(results).delete(delete))
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::default().routes(routes!(submit, results, delete))
 }
 
 /// The value of a parameter, as it is after decoding; the last one when it is given twice.
@@ -50,9 +54,9 @@ fn wait_of(query: Option<&str>) -> Result<Option<Duration>, ApiError> {
     }
 }
 
-pub(super) fn receipt_of(api: &Api, query: Option<&str>) -> Result<Arc<Receipt>, ApiError> {
+pub(super) fn receipt_of(api: &Api, query: Option<&str>) -> Result<Reader, ApiError> {
     let id = receipt_id(query)?;
-    api.receipts.get(&id).ok_or(ApiError::UnknownReceipt)
+    api.receipts.get(&id).map(Reader::new).ok_or(ApiError::UnknownReceipt)
 }
 
 fn receipt_id(query: Option<&str>) -> Result<String, ApiError> {
@@ -61,10 +65,6 @@ fn receipt_id(query: Option<&str>) -> Result<String, ApiError> {
         Some(id) if id.is_empty() => Err(ApiError::EmptyReceipt),
         Some(id) => Ok(id),
     }
-}
-
-fn body_of(receipt: &Receipt) -> Response {
-    body::json(receipt.pieces())
 }
 
 /// JSON by its media type; no type at all is taken as JSON, as the first version did.
@@ -134,21 +134,29 @@ async fn read(costs: &Costs, max: usize, body: Body) -> Result<Received, ApiErro
 /// Parses and checks a body away from the threads that answer, a few at a time: that takes up to some ten milliseconds,
 /// and a multiple of the body's memory.
 async fn plan(api: &Arc<Api>, body: Received) -> Result<Plan, ApiError> {
-    let checking = async {
-        let permit = Arc::clone(&api.costs.checks).acquire_owned().await;
-        let for_check = Arc::clone(api);
-        let check = move || {
-            let Received { bytes, share } = body;
-            let payload = Payload::parse(&bytes, for_check.max_tests);
-            drop((bytes, share));
-            let plan = payload.map(|payload| Plan::new(payload, &for_check.plugins));
-            drop(permit);
-            plan
-        };
-        api.runner.spawn_blocking(check).await
+    let for_check = Arc::clone(api);
+    let check = move |permit| {
+        let Received { bytes, share } = body;
+        let payload = Payload::parse(&bytes, for_check.max_tests);
+        drop((bytes, share));
+        let plan = payload.map(|payload| Plan::new(payload, &for_check.plugins));
+        drop(permit);
+        plan
     };
+    Ok(in_turn(&api.costs, |permit| api.runner.spawn_blocking(move || check(permit))).await??)
+}
+
+/// A check in its turn: it holds the permit until it ends, whether or not it is still waited for.
+async fn in_turn<T, C>(
+    costs: &Costs,
+    check: impl FnOnce(Result<OwnedSemaphorePermit, AcquireError>) -> C,
+) -> Result<T, ApiError>
+where
+    C: Future<Output = Result<T, JoinError>>,
+{
+    let checking = async { check(Arc::clone(&costs.checks).acquire_owned().await).await };
     match tokio::time::timeout(CHECK_TIMEOUT, checking).await {
-        Ok(Ok(plan)) => Ok(plan?),
+        Ok(Ok(checked)) => Ok(checked),
         Ok(Err(error)) => {
             tracing::error!(%error, "a payload could not be checked");
             Err(ApiError::Busy)
@@ -157,6 +165,16 @@ async fn plan(api: &Arc<Api>, body: Received) -> Result<Plan, ApiError> {
     }
 }
 
+/// Start tests
+#[utoipa::path(post, path = "/tests",
+    params(("wait" = Option<f64>, Query, description = "Seconds to wait for the results, at most.",
+            minimum = 0, maximum = 300)),
+    request_body(content = model::Payload, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The receipt; the results so far when `wait` is given.",
+         body = inline(model::Accepted), headers(("Location" = String, description = "Where the results are."))),
+        NoPlan,
+    ))]
 async fn submit(
     State(api): State<Arc<Api>>,
     RawQuery(query): RawQuery,
@@ -164,6 +182,9 @@ async fn submit(
 ) -> Result<Response, ApiError> {
     if api.stopping.load(Ordering::Relaxed) {
         return Err(ApiError::ShuttingDown);
+    }
+    if api.receipts.is_full() {
+        return Err(ApiError::Unread);
     }
     let wait = wait_of(query.as_deref())?;
     check_media_type(request.headers())?;
@@ -176,8 +197,9 @@ async fn submit(
     let receipt = api.runner.submit(plan, &api.receipts)?;
     let mut response = match wait {
         Some(wait) => {
+            let reader = Reader::new(Arc::clone(&receipt));
             receipt.wait(wait).await;
-            body_of(&receipt)
+            body::receipt(reader)
         }
         None => Json(model::Submitted { receipt: &receipt.id }).into_response(),
     };
@@ -188,15 +210,30 @@ async fn submit(
     Ok(response)
 }
 
+/// Fetch results
+#[utoipa::path(get, path = "/tests",
+    params(
+        ("receipt" = String, Query, description = "Of the tests.", pattern = "^[0-9a-f]{32}$"),
+        ("wait" = Option<f64>, Query, description = "Seconds to wait for the results, at most.",
+         minimum = 0, maximum = 300),
+    ),
+    responses((status = 200, description = "The results so far.", body = model::Receipt), NoReceipt))]
 async fn results(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let wait = wait_of(query.as_deref())?;
-    let receipt = receipt_of(&api, query.as_deref())?;
+    let reader = receipt_of(&api, query.as_deref())?;
     if let Some(wait) = wait {
-        receipt.wait(wait).await;
+        reader.receipt().wait(wait).await;
     }
-    Ok(body_of(&receipt))
+    Ok(body::receipt(reader))
 }
 
+/// Cancel tests and forget the receipt
+#[utoipa::path(delete, path = "/tests", operation_id = "forget",
+    params(("receipt" = String, Query, description = "Of the tests.", pattern = "^[0-9a-f]{32}$")),
+    responses(
+        (status = 200, description = "It is deleted, and its running tests are cancelled.", body = model::Message),
+        NoReceipt,
+    ))]
 async fn delete(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     if api.receipts.delete(&receipt_id(query.as_deref())?) {
         let message = "Provided 'receipt' has been successfully deleted.";
@@ -245,5 +282,38 @@ mod bodies {
         assert!(read(&costs, 10, Body::from("x".repeat(10))).await.is_ok());
         assert!(matches!(read(&costs, 10, Body::from("x".repeat(11))).await, Err(ApiError::BodyTooLarge { max: 10 })));
         assert_eq!(costs.bodies.available_permits(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_that_takes_too_long_or_panics_is_answered_busy() {
+        let costs = costs(10);
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let ended = Arc::new(std::sync::Mutex::new(ended));
+        let check = |wait: bool| {
+            let ended = Arc::clone(&ended);
+            in_turn(&costs, move |permit| {
+                tokio::task::spawn_blocking(move || {
+                    let _permit = permit;
+                    if wait {
+                        let _ = ended.lock().expect("not poisoned").recv();
+                    }
+                })
+            })
+        };
+        let mut slow: Vec<_> = (0..=CHECKS).map(|_| Box::pin(check(true))).collect();
+        for check in &mut slow {
+            assert!(futures_util::poll!(check).is_pending());
+        }
+        assert_eq!(costs.checks.available_permits(), 0, "the last one waits for its turn");
+        tokio::time::advance(CHECK_TIMEOUT + Duration::from_millis(10)).await;
+        for check in slow {
+            assert!(matches!(check.await, Err(ApiError::Busy)));
+        }
+        // Nobody waits for these checks any more, and they still take a processor each.
+        assert_eq!(costs.checks.available_permits(), 0);
+        drop(end);
+        assert!(check(false).await.is_ok());
+        let panics = in_turn(&costs, |_| tokio::task::spawn_blocking(|| panic!("a mistake of the check")));
+        assert!(matches!(panics.await, Err::<(), _>(ApiError::Busy)));
     }
 }

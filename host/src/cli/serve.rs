@@ -23,7 +23,7 @@ use crate::runner::{Requests, Runner};
 use crate::server::{self, Identity, Listening};
 use crate::services::Runtimes;
 
-/// What may take this long once a signal has come; then it is cut off.
+/// Time for running tests and open connections to end after a signal; then they are cancelled.
 const DRAIN: Duration = Duration::from_secs(9);
 
 pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
@@ -98,11 +98,11 @@ fn raise_open_files() {
 }
 
 async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve) -> anyhow::Result<()> {
-    // Before the first request is taken: a signal must find somebody who listens.
+    // Before the first request is accepted: the default action of a signal would end the process at once.
     let mut stop = Stop::listen().context("signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("signals")?;
     let listening = Listening::bind(&settings.addresses())?;
-    // Everything that needs more is open.
+    // Sockets that need other capabilities are open by now.
     privilege::drop_or_warn(privilege::NETWORK);
     announce(&api, &listening, identity.is_some(), settings);
     let closing = CancellationToken::new();

@@ -1,8 +1,8 @@
 //! Events of a receipt: each test's newest partial result, each finished test, and at the end the whole body.
 //!
 //! Watchers have no queues. Each event has a number; a watcher asks for events newer than the last one that it sent, and
-//! of a test's partial results gets the newest only. So a watcher that is slow, late, or reconnects misses nothing that
-//! still matters, and ten thousand of them hold no more memory than one.
+//! of a test's partial results gets the newest only. So a watcher that is slow, late, or reconnects misses only partial
+//! results that newer ones have replaced, and ten thousand of them hold no more memory than one.
 
 use std::sync::atomic::Ordering;
 
@@ -136,13 +136,13 @@ mod tests {
         RawValue::from_string(text.into()).expect("JSON")
     }
 
-    fn told(receipt: &Receipt, since: u64) -> Vec<(u64, &'static str, String)> {
+    fn events_since(receipt: &Receipt, since: u64) -> Vec<(u64, &'static str, String)> {
         let text = |event: Event| String::from_utf8(event.data.concat()).expect("UTF-8");
         receipt.since(since).0.into_iter().map(|event| (event.number, event.kind, text(event))).collect()
     }
 
     #[test]
-    fn late_and_slow_watchers_are_told_what_still_matters() {
+    fn late_and_slow_watchers_get_the_newest_event_of_each_test() {
         let budget =
             Budget { lifetime: Duration::from_mins(1), receipts: 10, receipt_bytes: 1000, total_bytes: 10_000 };
         let receipts = Arc::new(Receipts::new(budget));
@@ -153,30 +153,30 @@ mod tests {
         };
         let plan = Plan { types: vec![("a".into(), 1), ("b".into(), 2)], tests: vec![test(0), test(1), test(1)] };
         let receipt = receipts.open(&plan);
-        assert_eq!(told(&receipt, 0), []);
+        assert_eq!(events_since(&receipt, 0), []);
         receipt.partial(2, &raw("{\"n\":\n1}"));
         receipt.partial(2, &raw("{\"n\":2}"));
         receipt.partial(0, &raw("3"));
         let partial = |n, text: &str| (n, "partial", text.to_owned());
         let newest = partial(2, r#"{"type":"b","index":1,"result":{"n":2}}"#);
-        assert_eq!(told(&receipt, 0), [newest, partial(3, r#"{"type":"a","index":0,"result":3}"#)]);
-        assert_eq!(told(&receipt, 2).len(), 1);
+        assert_eq!(events_since(&receipt, 0), [newest, partial(3, r#"{"type":"a","index":0,"result":3}"#)]);
+        assert_eq!(events_since(&receipt, 2).len(), 1);
         receipts.record(&receipt, 2, raw("{\"m\": 5}"), |_| raw("null"));
         receipt.partial(2, &raw("6"));
         let test = (4, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
-        assert_eq!(told(&receipt, 3), [test]);
+        assert_eq!(events_since(&receipt, 3), [test]);
         receipts.record(&receipt, 0, raw("1"), |_| raw("null"));
         receipts.record(&receipt, 1, raw("1"), |_| raw("null"));
-        let all = told(&receipt, 3);
+        let all = events_since(&receipt, 3);
         let kinds: Vec<_> = all.iter().map(|(_, kind, _)| *kind).collect();
         assert_eq!(kinds, ["test", "test", "test", "done"]);
         assert_eq!(all[3].2.as_bytes(), receipt.pieces().concat());
-        assert_eq!(told(&receipt, all[2].0).len(), 1, "whoever saw all tests still gets the end");
+        assert_eq!(events_since(&receipt, all[2].0).len(), 1, "`done` comes after the events of all tests");
         assert_eq!([0, 5, 7, 8, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 7, 0, 0]);
     }
 
     #[test]
-    fn tests_that_end_at_once_are_all_told_and_the_receipt_ends() {
+    fn tests_that_end_at_once_have_an_event_each_before_the_last_one() {
         let budget =
             Budget { lifetime: Duration::from_mins(1), receipts: 10, receipt_bytes: 1000, total_bytes: 10_000 };
         let receipts = Receipts::new(budget);
@@ -193,7 +193,7 @@ mod tests {
                     let (receipts, receipt) = (&receipts, &receipt);
                     scope.spawn(move || receipts.record(receipt, index, raw("1"), |_| raw("null")));
                 }
-                // Whoever sees the end has seen every test.
+                // With `done` come the events of every test.
                 loop {
                     let (events, done) = receipt.since(0);
                     if done {

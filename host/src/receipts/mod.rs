@@ -4,6 +4,7 @@
 //! moka cache; the oldest go first when there are too many or they hold too many bytes.
 
 mod events;
+mod readers;
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -21,6 +22,11 @@ use crate::model;
 use crate::plan::Plan;
 pub use events::Event;
 use events::Update;
+pub use readers::Reader;
+use readers::{Gone, Readers};
+
+/// Bytes of receipts that are gone and still being read, beyond which no new ones are made.
+const GONE_BYTES: u64 = 64 << 20;
 
 /// 128 random bits as 32 lower-case hexadecimal digits.
 pub type ReceiptId = String;
@@ -43,6 +49,7 @@ pub struct Receipts {
     running: Mutex<HashMap<ReceiptId, Arc<Receipt>>>,
     finished: moka::sync::Cache<ReceiptId, Arc<Receipt>>,
     finished_weight: Arc<AtomicU64>,
+    gone: Gone,
 }
 
 /// One payload's results as they come.
@@ -53,13 +60,14 @@ pub struct Receipt {
     results: Mutex<Vec<TestResult>>,
     /// Bytes of results.
     bytes: AtomicUsize,
-    /// Bytes of everything else that is kept: the receipt itself, names of types, what watchers are told of each test.
+    /// Bytes of everything else that is kept: the receipt itself, names of types, the newest event of each test.
     frame: usize,
     finished: watch::Sender<usize>,
     /// For watchers: each test's newest event, the number of events, and the same number as a channel to wait on.
     updates: Mutex<Vec<Update>>,
     happened: AtomicU64,
     newest: watch::Sender<u64>,
+    readers: Readers,
     /// Cancelled when the caller deletes the receipt or the server stops.
     pub cancel: CancellationToken,
 }
@@ -67,7 +75,7 @@ pub struct Receipt {
 #[derive(Debug)]
 struct TestResult {
     type_index: usize,
-    /// Held once, whoever is shown it.
+    /// Held once, however many responses have it.
     json: Option<Bytes>,
 }
 
@@ -77,6 +85,8 @@ impl Receipts {
         let finished_weight = Arc::new(AtomicU64::new(0));
         let evicted = Arc::clone(&finished_weight);
         let share = budget.share();
+        let gone = Gone::default();
+        let left = gone.clone();
         let finished = moka::sync::Cache::builder()
             .eviction_policy(EvictionPolicy::lru())
             .max_capacity(budget.total_bytes)
@@ -84,9 +94,10 @@ impl Receipts {
             .expire_after(EndOfLife { lifetime: budget.lifetime })
             .eviction_listener(move |_, receipt: Arc<Receipt>, _| {
                 evicted.fetch_sub(receipt.weight(share).into(), Ordering::Relaxed);
+                receipt.leave(&left);
             })
             .build();
-        Self { budget, running: Mutex::default(), finished, finished_weight }
+        Self { budget, running: Mutex::default(), finished, finished_weight, gone }
     }
 
     /// A new receipt for this plan. One without tests is finished at once.
@@ -105,6 +116,7 @@ impl Receipts {
             updates: Mutex::new(vec![Update::default(); plan.tests.len()]),
             happened: AtomicU64::new(0),
             newest: watch::Sender::new(0),
+            readers: Readers::default(),
             cancel: CancellationToken::new(),
         });
         self.running.lock().insert(receipt.id.clone(), Arc::clone(&receipt));
@@ -122,8 +134,8 @@ impl Receipts {
         json: Box<RawValue>,
         too_large: impl FnOnce(usize) -> Box<RawValue>,
     ) {
-        // All of it in one step: two tests that end at once must not set the count back, nor must the end be told before
-        // one of them.
+        // All of it in one step: two tests that end at once must not set the count back, and `done` is the event after
+        // both.
         let mut results = receipt.results.lock();
         let held = receipt.bytes.load(Ordering::Relaxed);
         let fits = held + json.get().len() <= self.budget.receipt_bytes;
@@ -134,7 +146,7 @@ impl Receipts {
         }
         receipt.update(index, json, true);
         let finished = results.iter().filter(|r| r.json.is_some()).count();
-        // The receipt moves before its watchers wake: whoever sees it done finds it.
+        // The receipt moves before its watchers wake: a client that gets `done` finds the receipt.
         if finished == receipt.total() {
             self.retire(receipt);
         }
@@ -172,6 +184,9 @@ impl Receipts {
     pub fn delete(&self, id: &str) -> bool {
         let found = self.get(id).is_some();
         let running = self.running.lock().remove(id);
+        if let Some(receipt) = &running {
+            receipt.leave(&self.gone);
+        }
         if let Some(receipt) = running.or_else(|| self.finished.remove(id)) {
             receipt.cancel.cancel();
         }
@@ -191,9 +206,17 @@ impl Receipts {
             let alive = receipt.made.elapsed() < self.budget.lifetime;
             if !alive {
                 receipt.cancel.cancel();
+                receipt.leave(&self.gone);
             }
             alive
         });
+    }
+
+    /// Do responses hold so many results of receipts that are gone that no new ones should be made? Each budget counts
+    /// what is kept, and those are kept by their readers alone.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.gone.bytes() > GONE_BYTES
     }
 
     /// Receipts kept: running, finished; and the bytes of the finished ones.
@@ -217,7 +240,7 @@ fn frame(plan: &Plan) -> usize {
     /// Of each type and of each test, besides the type's name.
     const TYPE: usize = 64;
     const TEST: usize = 256;
-    // What watchers are told names the type in each test, with up to six characters for one.
+    // The event of each test has the name of its type, with up to six characters for one (JSON escapes).
     let types = plan.types.iter().map(|(name, tests)| TYPE + name.len() + tests * (TEST + 6 * name.len()));
     RECEIPT + types.sum::<usize>()
 }
@@ -243,9 +266,16 @@ impl Receipt {
         *self.finished.borrow() < self.total()
     }
 
+    fn held(&self) -> usize {
+        self.frame + self.bytes.load(Ordering::Relaxed)
+    }
+
     fn weight(&self, share: u32) -> u32 {
-        let held = self.frame + self.bytes.load(Ordering::Relaxed);
-        u32::try_from(held).unwrap_or(u32::MAX).max(share)
+        u32::try_from(self.held()).unwrap_or(u32::MAX).max(share)
+    }
+
+    fn leave(&self, gone: &Gone) {
+        self.readers.leave(gone, self.held() as u64);
     }
 
     /// Waits until every test is finished, or the time is up.
@@ -395,5 +425,39 @@ mod tests {
         receipts.record(&receipt, 0, raw(&json!(1)), |_| raw(&json!(null)));
         assert!(receipts.get(&receipt.id).is_none());
         assert!(!receipts.delete(&receipt.id));
+    }
+
+    #[test]
+    fn results_that_are_read_after_their_end_are_counted_until_they_have_been() {
+        let budget = Budget { receipts: 2, receipt_bytes: 40 << 20, total_bytes: 100 << 20, ..budget() };
+        let receipts = Receipts::new(budget);
+        let large = raw(&json!("x".repeat(39 << 20)));
+        let finished = || {
+            let receipt = receipts.open(&plan(&[("a", 1)]));
+            receipts.record(&receipt, 0, large.clone(), |_| raw(&json!(null)));
+            receipt
+        };
+        let (first, second) = (finished(), finished());
+        // Two responses hold the first one's results.
+        let readers = [(); 2].map(|()| Reader::new(Arc::clone(&first)));
+        let other = Reader::new(Arc::clone(&second));
+        assert!(receipts.delete(&first.id));
+        assert!(!receipts.is_full() && receipts.gone.bytes() > 39 << 20, "{}", receipts.gone.bytes());
+        assert!(receipts.delete(&second.id));
+        assert!(receipts.is_full());
+        let [one, another] = readers;
+        drop(one);
+        assert!(receipts.is_full(), "the other response holds the same");
+        drop(another);
+        assert!(!receipts.is_full());
+        drop(other);
+        assert_eq!(receipts.gone.bytes(), 0);
+        // One that runs, and one that nobody reads.
+        let running = receipts.open(&plan(&[("a", 1)]));
+        let reader = Reader::new(Arc::clone(&running));
+        assert!(receipts.delete(&running.id) && receipts.gone.bytes() > 0);
+        drop(reader);
+        assert!(receipts.delete(&finished().id));
+        assert_eq!(receipts.gone.bytes(), 0);
     }
 }

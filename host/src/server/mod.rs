@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt;
 
-use crate::api::ApiError;
+use crate::api::{ApiError, SharedBody};
 use connections::{Connections, Limits, Requests, TICK};
 use response::ResponseBody;
 use socket::Socket;
@@ -210,14 +210,11 @@ async fn respond(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let (head, body) = response.into_parts();
-    ResponseBody::new(body, exchange).map(|body| Response::from_parts(head, body)).or_else(|exchange| {
-        // It was not even written; its memory is free again.
-        let (head, body) = ApiError::Overloaded.into_response().into_parts();
-        ResponseBody::new(body, exchange).map(|body| Response::from_parts(head, body)).map_err(|_| Gone)
-    })
+    let body = ResponseBody::new(body, head.extensions.get::<SharedBody>(), exchange);
+    Ok(Response::from_parts(head, body))
 }
 
-/// The connection is closed, or has to be.
+/// The connection is closed.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection is closed")]
 struct Gone;

@@ -10,6 +10,7 @@ use axum::body::{Body, Bytes};
 use http_body::{Frame, SizeHint};
 
 use super::connections::Exchange;
+use crate::api::SharedBody;
 
 /// Bytes given at once: one HTTP/2 frame of the usual size.
 const SLICE: usize = 16 << 10;
@@ -21,23 +22,33 @@ pub struct ResponseBody {
     rest: Bytes,
     /// Bytes that were counted before they came, as the size was known.
     ahead: usize,
+    /// Bytes that the response takes besides the buffers that it shares with others; None: it shares none.
+    besides: Option<usize>,
 }
 
 impl ResponseBody {
-    /// Gives the exchange back when too much is waiting to be written already.
-    pub fn new(body: Body, exchange: Exchange) -> Result<Self, Exchange> {
+    /// `shared`: when the body consists of buffers that other responses have too.
+    pub fn new(body: Body, shared: Option<&SharedBody>, exchange: Exchange) -> Self {
         let size = http_body::Body::size_hint(&body).exact();
         let ahead = size.and_then(|size| usize::try_from(size).ok()).unwrap_or(0);
-        if ahead > 0 && !exchange.add(ahead) {
-            return Err(exchange);
-        }
-        Ok(Self { body, exchange: Arc::new(exchange), rest: Bytes::new(), ahead })
+        let besides = shared.map(|shared| shared.besides);
+        let this = Self { body, exchange: Arc::new(exchange), rest: Bytes::new(), ahead, besides };
+        this.exchange.add(ahead, besides.unwrap_or(ahead));
+        this
     }
 
-    fn count(&mut self, bytes: usize) -> bool {
+    /// Those of these bytes of the body that take memory for this response alone.
+    fn unshared(&self, bytes: usize) -> usize {
+        if self.besides.is_some() { 0 } else { bytes }
+    }
+
+    fn count(&mut self, bytes: usize) {
         let counted = bytes.min(self.ahead);
         self.ahead -= counted;
-        counted == bytes || self.exchange.add(bytes - counted)
+        let more = bytes - counted;
+        if more > 0 {
+            self.exchange.add(more, self.unshared(more));
+        }
     }
 }
 
@@ -50,8 +61,10 @@ impl http_body::Body for ResponseBody {
         while this.rest.is_empty() {
             match Pin::new(&mut this.body).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) if this.count(data.len()) => this.rest = data,
-                    Ok(_) => return Poll::Ready(Some(Err(axum::Error::new(TooMuch)))),
+                    Ok(data) => {
+                        this.count(data.len());
+                        this.rest = data;
+                    }
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 other => return other,
@@ -59,7 +72,7 @@ impl http_body::Body for ResponseBody {
         }
         let bytes = this.rest.split_to(this.rest.len().min(SLICE));
         this.exchange.given();
-        let slice = Slice { bytes, exchange: Arc::clone(&this.exchange) };
+        let slice = Slice { unshared: this.unshared(bytes.len()), bytes, exchange: Arc::clone(&this.exchange) };
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(slice)))))
     }
 
@@ -81,15 +94,14 @@ impl http_body::Body for ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         let never_given = self.rest.len() + self.ahead;
-        if never_given > 0 {
-            self.exchange.subtract(never_given);
-        }
+        self.exchange.subtract(never_given, self.besides.unwrap_or(never_given));
     }
 }
 
 /// Part of a response, until hyper has written it.
 struct Slice {
     bytes: Bytes,
+    unshared: usize,
     exchange: Arc<Exchange>,
 }
 
@@ -102,10 +114,6 @@ impl AsRef<[u8]> for Slice {
 impl Drop for Slice {
     fn drop(&mut self) {
         self.exchange.taken();
-        self.exchange.subtract(self.bytes.len());
+        self.exchange.subtract(self.bytes.len(), self.unshared);
     }
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("too much is waiting to be written to clients")]
-struct TooMuch;

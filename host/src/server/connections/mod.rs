@@ -2,6 +2,11 @@
 //! many bytes trickle in; and when there are too many connections, or too much is waiting to be written, the connection
 //! that has waited longest for its client is closed. So a client that says nothing, or reads nothing, takes no place
 //! from one that does.
+//!
+//! Responses wait to be written as bytes of their own, or as buffers that all responses share. Both count on their
+//! connection, on which further requests wait meanwhile; only the former take memory for each response, and count among
+//! what all connections hold. No request is refused for either: a connection whose client has read everything goes on,
+//! and any other one waits for its own client.
 
 #[cfg(test)]
 mod tests;
@@ -20,8 +25,6 @@ use tokio_util::sync::CancellationToken;
 pub const TICK: Duration = Duration::from_millis(250);
 /// A response that was not read for this long makes its connection one that can be closed for others.
 const STALLED: Duration = Duration::from_secs(1);
-/// What is no larger always finds room: the error that says that there is none.
-const SMALL: usize = 1 << 10;
 /// Connections chosen in one pass over all, when there are too many.
 const BATCH: usize = 64;
 
@@ -39,7 +42,7 @@ pub struct Limits {
     pub unread: Duration,
     /// Bytes of responses waiting to be written on one connection; further requests on it wait.
     pub unwritten_each: usize,
-    /// The same on all connections.
+    /// The same on all connections, without what responses share. Each connection may have one response beyond it.
     pub unwritten: usize,
 }
 
@@ -73,7 +76,10 @@ enum Waiting {
 pub struct Connections {
     limits: Limits,
     open: Mutex<Open>,
+    /// Bytes waiting to be written, without what responses share.
     unwritten: AtomicUsize,
+    /// They are within the limit again.
+    written: Notify,
 }
 
 #[derive(Default)]
@@ -128,7 +134,10 @@ struct State {
     blocked_since: Option<Instant>,
     exchanges: Vec<ExchangeState>,
     last_exchange: u64,
+    /// Bytes of responses waiting to be written.
     unwritten: usize,
+    /// Those of them that are not shared.
+    unshared: usize,
 }
 
 /// A request and its response.
@@ -143,7 +152,7 @@ struct ExchangeState {
 impl Connections {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, open: Mutex::default(), unwritten: AtomicUsize::new(0) }
+        Self { limits, open: Mutex::default(), unwritten: AtomicUsize::new(0), written: Notify::new() }
     }
 
     /// A place for a new connection, if need be that of one which waits for its client. None when every place is taken
@@ -171,6 +180,7 @@ impl Connections {
 
     /// Closes connections whose clients took too long. To be called every [`TICK`].
     pub fn sweep(&self, now: Instant) {
+        self.relieve(now);
         for connection in self.open.lock().by_id.values() {
             let Some(waiting) = connection.waiting() else { continue };
             let (since, limit, why) = match waiting {
@@ -184,32 +194,57 @@ impl Connections {
         }
     }
 
-    /// Takes note of so many bytes to be written. False when that is too much, and no client that does not read can be
-    /// closed for it.
-    fn add(&self, connection: &Connection, bytes: usize, now: Instant) -> bool {
-        let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
-        connection.state.lock().unwritten += bytes;
-        if before + bytes <= self.limits.unwritten || bytes <= SMALL {
-            return true;
+    /// Closes connections whose clients do not read, those that have waited longest first, until no more is waiting to be
+    /// written than is allowed.
+    fn relieve(&self, now: Instant) {
+        let excess = self.unwritten.load(Ordering::Relaxed).saturating_sub(self.limits.unwritten);
+        if excess == 0 {
+            return;
         }
         let open = self.open.lock();
-        let stalled = open.by_id.values().filter_map(|one| match one.waiting()? {
-            Waiting::Unread(at) if now.duration_since(at) >= STALLED && one.state.lock().unwritten > 0 => {
-                Some((at, one))
+        let (mut given_back, mut stalled) = (0, vec![]);
+        for one in open.by_id.values() {
+            let unshared = one.state.lock().unshared;
+            match one.waiting() {
+                // What a connection holds that is being closed is on its way back.
+                _ if one.close.is_cancelled() => given_back += unshared,
+                Some(Waiting::Unread(at)) if unshared > 0 && now.duration_since(at) >= STALLED => {
+                    stalled.push((at, unshared, one));
+                }
+                _ => {}
             }
-            _ => None,
-        });
-        let longest = stalled.filter(|(_, one)| !one.close.is_cancelled()).min_by_key(|(at, _)| *at);
-        longest.is_some_and(|(at, one)| {
+        }
+        stalled.sort_unstable_by_key(|(at, ..)| *at);
+        for (at, unshared, one) in stalled {
+            if given_back >= excess {
+                break;
+            }
             one.close("too much waits to be written", Waiting::Unread(at));
-            true
-        })
+            given_back += unshared;
+        }
     }
 
-    fn subtract(&self, connection: &Connection, bytes: usize) {
-        self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
-        connection.state.lock().unwritten -= bytes;
+    fn add(&self, connection: &Connection, bytes: usize, unshared: usize) {
+        let mut state = connection.state.lock();
+        state.unwritten += bytes;
+        state.unshared += unshared;
+        drop(state);
+        if self.unwritten.fetch_add(unshared, Ordering::Relaxed) + unshared > self.limits.unwritten {
+            self.relieve(Instant::now());
+        }
+    }
+
+    fn subtract(&self, connection: &Connection, bytes: usize, unshared: usize) {
+        let before = self.unwritten.fetch_sub(unshared, Ordering::Relaxed);
+        let mut state = connection.state.lock();
+        state.unwritten -= bytes;
+        state.unshared -= unshared;
+        drop(state);
         connection.written.notify_waiters();
+        let limit = self.limits.unwritten;
+        if before > limit && before - unshared <= limit {
+            self.written.notify_waiters();
+        }
     }
 }
 
@@ -271,6 +306,7 @@ impl Connection {
             exchanges: vec![],
             last_exchange: 0,
             unwritten: 0,
+            unshared: 0,
         };
         Self {
             id,
@@ -340,39 +376,41 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Waits while too much is waiting to be written on this connection. False when the connection is closed.
+    /// Waits while too much is waiting to be written: on this connection, or on all of them and this one too. False when
+    /// the connection is closed.
     pub async fn turn(&self) -> bool {
-        let connection = &self.requests.connection;
+        let Requests { connections, connection } = &self.requests;
         loop {
-            let mut written = std::pin::pin!(connection.written.notified());
-            // From here on it hears of every change.
-            written.as_mut().enable();
+            let mut here = std::pin::pin!(connection.written.notified());
+            let mut anywhere = std::pin::pin!(connections.written.notified());
+            // From here on they hear of every change.
+            here.as_mut().enable();
+            anywhere.as_mut().enable();
             if connection.close.is_cancelled() {
                 return false;
             }
-            if connection.state.lock().unwritten <= self.requests.connections.limits.unwritten_each {
+            let unwritten = connection.state.lock().unwritten;
+            let within = unwritten <= connections.limits.unwritten_each
+                && connections.unwritten.load(Ordering::Relaxed) <= connections.limits.unwritten;
+            if unwritten == 0 || within {
                 return true;
             }
             tokio::select! {
-                () = written => {}
+                () = here => {}
+                () = anywhere => {}
                 () = connection.closed() => {}
             }
         }
     }
 
-    /// More bytes are waiting to be written. False when too much is waiting on all connections: they are not counted then.
-    #[must_use]
-    pub fn add(&self, bytes: usize) -> bool {
-        let fits = self.requests.connections.add(&self.requests.connection, bytes, Instant::now());
-        if !fits {
-            self.subtract(bytes);
-        }
-        fits
+    /// More bytes are waiting to be written; so many of them take memory for this response alone.
+    pub fn add(&self, bytes: usize, unshared: usize) {
+        self.requests.connections.add(&self.requests.connection, bytes, unshared);
     }
 
     /// Less is waiting to be written.
-    pub fn subtract(&self, bytes: usize) {
-        self.requests.connections.subtract(&self.requests.connection, bytes);
+    pub fn subtract(&self, bytes: usize, unshared: usize) {
+        self.requests.connections.subtract(&self.requests.connection, bytes, unshared);
     }
 
     /// A slice of the response is on its way to the client.

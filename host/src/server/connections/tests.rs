@@ -1,4 +1,9 @@
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+
+use super::super::response::ResponseBody;
 use super::*;
+use crate::api::SharedBody;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -84,20 +89,23 @@ fn a_slice_that_is_taken_begins_the_time_again_and_the_last_one_ends_it() {
 
 #[test]
 fn too_much_to_write_closes_the_client_that_has_not_read_for_longest() {
-    let all = connections(|limits| limits.unwritten = 10_000);
-    let tickets = [0, 1].map(|_| all.admit(Instant::now()).expect("a place"));
+    let all = connections(|limits| (limits.connections, limits.unwritten) = (3, 10_000));
+    let tickets = [0, 1, 2].map(|_| all.admit(Instant::now()).expect("a place"));
     let exchanges: Vec<_> = tickets.iter().map(|ticket| ticket.requests().begin(Version::HTTP_2)).collect();
-    for exchange in &exchanges {
-        assert!(exchange.add(5000));
+    // The first one shares what it has with others: closing it would give nothing back.
+    exchanges[0].add(5000, 0);
+    exchanges[0].given();
+    for exchange in &exchanges[1..] {
+        exchange.add(5000, 5000);
         exchange.given();
     }
-    assert!(!exchanges[1].add(5000), "nobody has waited for long");
-    assert_eq!(all.unwritten.load(Ordering::Relaxed), 10_000, "what found no room is not counted");
-    assert!(exchanges[1].add(100), "an error finds room");
-    exchanges[1].subtract(100);
+    exchanges[2].add(100, 100);
+    assert!(!tickets.iter().any(is_closed), "nobody has waited for long");
     let later = Instant::now() + STALLED;
-    assert!(all.add(&tickets[1].connection, 5000, later));
-    assert!(is_closed(&tickets[0]) && !is_closed(&tickets[1]));
+    all.relieve(later);
+    assert_eq!(tickets.each_ref().map(is_closed), [false, true, false]);
+    all.sweep(later);
+    assert!(!is_closed(&tickets[2]), "what is being closed is on its way back");
 }
 
 #[tokio::test]
@@ -105,15 +113,67 @@ async fn further_requests_wait_while_much_is_to_be_written_on_their_connection()
     let all = connections(|limits| limits.unwritten_each = 1000);
     let ticket = all.admit(Instant::now()).expect("a place");
     let [first, second] = [0, 1].map(|_| ticket.requests().begin(Version::HTTP_2));
-    assert!(first.turn().await && first.add(1001));
+    assert!(first.turn().await);
+    first.add(1001, 0);
     let mut turn = Box::pin(second.turn());
     assert!(futures_util::FutureExt::now_or_never(turn.as_mut()).is_none());
-    first.subtract(1);
+    first.subtract(1, 0);
     assert!(turn.await);
-    assert!(first.add(1));
+    first.add(1, 0);
     let turn = second.turn();
     drop(ticket);
     assert!(!turn.await, "the connection is gone");
+}
+
+#[tokio::test]
+async fn while_much_is_to_be_written_on_all_connections_those_wait_that_have_not_read() {
+    let all = connections(|limits| limits.unwritten = 10_000);
+    let [unread, reading] = [0, 1].map(|_| all.admit(Instant::now()).expect("a place"));
+    let first = unread.requests().begin(Version::HTTP_2);
+    assert!(first.turn().await);
+    first.add(10_001, 10_001);
+    let second = reading.requests().begin(Version::HTTP_2);
+    assert!(second.turn().await, "its client has read everything");
+    second.add(1, 1);
+    let third = reading.requests().begin(Version::HTTP_2);
+    let mut turn = Box::pin(third.turn());
+    assert!(futures_util::poll!(&mut turn).is_pending());
+    first.subtract(2, 2);
+    assert!(turn.await, "there is less now");
+}
+
+#[tokio::test]
+async fn shared_buffers_count_on_their_connection_only() {
+    let all = connections(|_| ());
+    let [much, little] = [0, 1].map(|_| all.admit(Instant::now()).expect("a place"));
+    let begin = |ticket: &Ticket| ticket.requests().begin(Version::HTTP_2);
+    let document = Bytes::from(vec![b'x'; 100 << 20]);
+    let shared = SharedBody { besides: 1000 };
+    let unread = ResponseBody::new(document.clone().into(), Some(&shared), begin(&much));
+    assert_eq!(all.unwritten.load(Ordering::Relaxed), 1000);
+    let further = begin(&much);
+    let mut turn = Box::pin(further.turn());
+    assert!(futures_util::poll!(&mut turn).is_pending(), "its client has much to read");
+    let exchange = begin(&little);
+    assert!(exchange.turn().await);
+    let body = ResponseBody::new(document.clone().into(), Some(&shared), exchange);
+    assert_eq!(body.collect().await.expect("whole").to_bytes(), document);
+    drop(unread);
+    assert!(turn.await);
+    assert_eq!(all.unwritten.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_response_larger_than_the_limit_arrives_whole() {
+    let all = connections(|_| ());
+    let [unread, reading] = [0, 1].map(|_| all.admit(Instant::now()).expect("a place"));
+    let begin = |ticket: &Ticket| ticket.requests().begin(Version::HTTP_2);
+    let text = Bytes::from(vec![b'x'; 70 << 20]);
+    let _unread = ResponseBody::new(text.clone().into(), None, begin(&unread));
+    let exchange = begin(&reading);
+    assert!(exchange.turn().await, "its client has read everything");
+    let body = ResponseBody::new(text.clone().into(), None, exchange);
+    assert_eq!(body.collect().await.expect("whole").to_bytes(), text);
 }
 
 #[test]

@@ -1,0 +1,69 @@
+//! Responses that hold a receipt's results. A receipt that was deleted, was evicted or has expired is kept in memory by
+//! them and counts in no budget any more: what such receipts hold is counted here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::Receipt;
+
+/// Bytes of receipts that are gone and still being read.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Gone(Arc<AtomicU64>);
+
+impl Gone {
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The readers of one receipt.
+#[derive(Debug, Default)]
+pub(super) struct Readers(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    readers: usize,
+    /// It is gone: where its bytes are counted, and how many.
+    gone: Option<(Gone, u64)>,
+}
+
+impl Readers {
+    /// The receipt leaves the store.
+    pub fn leave(&self, gone: &Gone, bytes: u64) {
+        let mut state = self.0.lock();
+        if state.readers > 0 && state.gone.is_none() {
+            gone.0.fetch_add(bytes, Ordering::Relaxed);
+            state.gone = Some((gone.clone(), bytes));
+        }
+    }
+}
+
+/// A response that holds a receipt's results.
+pub struct Reader(Arc<Receipt>);
+
+impl Reader {
+    #[must_use]
+    pub fn new(receipt: Arc<Receipt>) -> Self {
+        receipt.readers.0.lock().readers += 1;
+        Self(receipt)
+    }
+
+    #[must_use]
+    pub fn receipt(&self) -> &Receipt {
+        &self.0
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut state = self.0.readers.0.lock();
+        state.readers -= 1;
+        if state.readers == 0
+            && let Some((gone, bytes)) = state.gone.take()
+        {
+            gone.0.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
