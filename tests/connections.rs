@@ -27,6 +27,7 @@ pub fn trials() -> Vec<Trial> {
         a_client_that_does_not_read_is_closed,
         responses_that_nobody_reads_refuse_nobody,
         a_client_is_answered_on_each_of_its_streams,
+        deleted_results_that_nobody_reads_have_a_limit,
     )
 }
 
@@ -299,4 +300,30 @@ fn a_client_is_answered_on_each_of_its_streams() {
     let mut client = Client::connect(server.address, 0);
     assert!((0..100).all(|_| client.get(&path, Some(SECRET))));
     assert_eq!(client.ok_heads(100), 100, "a megabyte is to be written on each");
+}
+
+/// Results that only unread responses still hold: beyond 64 MiB of them no new ones are made.
+fn deleted_results_that_nobody_reads_have_a_limit() {
+    let settings = [("SCOUTER_MAX_RECEIPT_BYTES", "10000000"), ("SCOUTER_LOG", "info,access=warn")];
+    let server = Server::hostile(&settings);
+    let large = vec![json!({"do": "return", "n": 450_000}); 10];
+    let payload = json!({"hostile": large}).to_string();
+    let mut clients = vec![];
+    let refused = loop {
+        let answer = server.request("POST", "/api/v1.0/tests", Some(&payload));
+        let Some(receipt) = answer.body["receipt"].as_str() else { break answer };
+        let path = format!("/api/v1.0/tests?receipt={receipt}");
+        until("it is done", || server.get("/api/v1.0/status").body["receipts"]["running"] == 0);
+        let mut client = Client::connect(server.address, 0);
+        assert!(client.get(&path, Some(SECRET)));
+        assert_eq!(client.ok_heads(1), 1);
+        assert_eq!(server.request("DELETE", &path, None).status, 200);
+        clients.push(client);
+        assert!(clients.len() < 20, "90 MB are held");
+    };
+    assert_eq!((refused.status, &refused.headers["retry-after"]), (503, &"1".parse().expect("a value")), "{refused:?}");
+    assert!(refused.body["error"].as_str().is_some_and(|text| text.contains("deleted results")), "{refused:?}");
+    assert!(clients.len() > 13, "60 MB are allowed: {}", clients.len());
+    drop(clients);
+    until("they are gone", || server.request("POST", "/api/v1.0/tests", Some("{}")).status == 200);
 }

@@ -12,6 +12,8 @@ use browser::{Exchange, FailureKind, Page, Role};
 
 /// Maximum size of a result in bytes, below the host's limit of 512 KiB.
 const RESULT_BYTES: usize = 480 << 10;
+/// Maximum number of values in a result, below the host's limit of 50,000.
+const RESULT_VALUES: usize = 48_000;
 
 /// Result of a page load.
 #[derive(Serialize, JsonSchema)]
@@ -178,15 +180,18 @@ impl BrowserResult {
 
     /// Removes the least important parts, with a comment, until the result is small enough.
     fn shrink(&mut self) {
-        let size = |this: &Self| serde_json::to_string(this).map_or(usize::MAX, |text| text.len());
+        let json = |this: &Self| serde_json::to_string(this).unwrap_or_default();
+        // Each value but the first follows a comma, or begins a list or an object. Texts may have commas too.
+        let values = |json: &str| json.bytes().filter(|byte| b",[{".contains(byte)).count();
+        let too_large = |json: &str| json.len() > RESULT_BYTES || values(json) > RESULT_VALUES;
         let mut removed = vec![];
-        if size(self) > RESULT_BYTES && self.har.take().is_some() {
+        if too_large(&json(self)) && self.har.take().is_some() {
             removed.push("the HAR");
         }
-        if size(self) > RESULT_BYTES && self.screenshot.take().is_some() {
+        if json(self).len() > RESULT_BYTES && self.screenshot.take().is_some() {
             removed.push("the screenshot");
         }
-        if size(self) > RESULT_BYTES {
+        if too_large(&json(self)) {
             self.child.iter_mut().for_each(|entry| entry.headers.clear());
             removed.push("headers of children");
         }
@@ -420,6 +425,9 @@ mod tests {
             assert_eq!(result.har.is_none(), comment.is_some());
             assert!(serde_json::to_string(&result).is_ok_and(|text| text.len() <= RESULT_BYTES));
         }
+        let values = Some(json!(vec![0; 50_000]));
+        let result = BrowserResult::new("chrome", "a.example", samples::page(), values, None);
+        assert_eq!(result.comment.as_deref(), Some("The result is too large: without the HAR."));
         let many = vec![resource; 3];
         let result = BrowserResult::new("chrome", "a.example", Page { exchanges: many, ..samples::page() }, None, None);
         assert_eq!(result.comment.as_deref(), Some("The result is too large: without headers of children."));

@@ -51,8 +51,8 @@ pub const LOG_BYTES: usize = 64 << 10;
 /// The result, and each partial result.
 pub const RESULT_BYTES: usize = 512 << 10;
 
-/// Values of all kinds in the result, and in each partial result. A trace has some thousands, a page's HAR with 400
-/// requests 30,000.
+/// Values of all kinds in the result, and in each partial result. A page with the 2,000 requests that are listed at most
+/// has 40,000 without their headers.
 pub const RESULT_VALUES: usize = 50_000;
 
 /// Sessions (series of probes under way) at once.
