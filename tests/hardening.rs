@@ -212,13 +212,13 @@ fn threads_keep_no_capability_that_they_do_not_need() {
     assert_eq!(server.request("POST", "/api/v1.0/tests", Some("{}")).status, 200);
     for field in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {
         let threads = of_threads(&server, field);
-        assert!(threads.iter().any(|(name, _)| name == "io") && threads.iter().any(|(name, _)| name == "guest"));
+        assert!(["io", "guest", "opener"].iter().all(|known| threads.iter().any(|(name, _)| name == known)));
         for (name, mask) in threads {
-            let least = if matches!(name.as_str(), "io" | "scouter") { NET_RAW } else { 0 };
-            let expected = match field {
-                "CapInh" | "CapAmb" => 0,
-                "CapBnd" if least > 0 => least | SETFCAP,
-                _ => least,
+            let expected = match (field, name.as_str()) {
+                ("CapEff" | "CapPrm" | "CapBnd", "opener") => NET_RAW,
+                // Browsers are started from here.
+                ("CapBnd", "io" | "scouter") => SETFCAP,
+                _ => 0,
             };
             assert_eq!(mask, expected, "{field} of {name}");
         }

@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use scouter::metrics::Metrics;
-use scouter::plan::{Plan, payload::Payload};
-use scouter::receipts::{Budget, Receipts};
 use scouter::runner::Runner;
 use scouter::sandbox::Plugins;
 use scouter::services::{Runtimes, Services};
@@ -16,6 +14,7 @@ use scouter_net::Net;
 use scouter_net::policy::Policy;
 use scouter_net::system::System;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::server::{Server, command};
 use crate::support::{SOON, Thread, hostile, scouter, threads};
@@ -280,28 +279,26 @@ fn a_panic_of_an_engine_is_the_servers_error_and_frees_its_slot() {
         let net = Net::open(system, &policy, None, browsers).expect("a network");
         let io = without_timers.handle().clone();
         let cache = Path::new(scouter()).with_file_name("plugin-cache");
-        let plugins = Plugins::load(&[hostile()], Some(&cache), runtimes.guests.handle()).await.expect("plugins");
-        (Arc::new(Services { io, net, policy, metrics: Metrics::default() }), plugins)
+        let guests = runtimes.guests.handle();
+        let plugins = Plugins::load(&[hostile()], Some(&cache), guests, 1).await.expect("plugins");
+        (Arc::new(Services { io, guests: guests.clone(), net, policy, metrics: Metrics::default() }), plugins)
     });
     let limits = scouter::queue::Limits { tests: 10, bytes: 1 << 20 };
-    let guests = runtimes.guests.handle().clone();
-    let runner = Arc::new(Runner::new(services, guests, 1, limits, Duration::from_secs(30)));
-    let budget = Budget { lifetime: Duration::from_mins(1), receipts: 10, receipt_bytes: 10_000, total_bytes: 100_000 };
-    let receipts = Arc::new(Receipts::new(budget));
-    // One slot: the second test runs in the one that the first has left.
-    let payload = json!({"hostile": [{"do": "exchanges", "n": 1}, {"do": "exchanges", "n": 1}, {"do": "nothing"}]});
-    let payload = Payload::parse(payload.to_string().as_bytes(), 10).expect("a payload");
-    let receipt = runner.submit(Plan::new(payload, &plugins), &receipts).expect("a place");
-    runtimes.io.block_on(receipt.wait(Duration::from_secs(30)));
-    let body: Value = serde_json::from_slice(&receipt.pieces().concat()).expect("JSON");
-    let tests = body["results"]["hostile"].as_array().expect("tests");
-    assert_eq!(tests.len(), 3, "{body}");
-    for test in &tests[..2] {
-        assert_eq!((&test["error"], &test["failed"]), (&json!("host_error"), &json!(true)), "{body}");
+    let runner = Runner::new(services, 1, limits, Duration::from_secs(30));
+    let plugin = plugins.get("hostile").expect("the plugin");
+    let run = |options: &str| -> Value {
+        let (id, cancel, partial) = (json!("x"), CancellationToken::new(), Arc::default());
+        let test = runner.run(&id, plugin, options, Duration::ZERO, &cancel, partial, None);
+        serde_json::from_str(runtimes.io.block_on(test).get()).expect("JSON")
+    };
+    for _ in 0..2 {
+        let test = run(r#"{"do":"exchanges","n":1}"#);
+        assert_eq!((&test["error"], &test["failed"]), (&json!("host_error"), &json!(true)), "{test}");
         let message = "The test ended on an error of the server's own. Please report it.";
-        assert_eq!((&test["message"], &test["plugin"]["name"]), (&json!(message), &json!("hostile")), "{body}");
+        assert_eq!((&test["message"], &test["plugin"]["name"]), (&json!(message), &json!("hostile")), "{test}");
     }
-    assert_eq!(tests[2]["failed"], json!(false), "{body}");
+    let test = run(r#"{"do":"nothing"}"#);
+    assert_eq!(test["failed"], json!(false), "{test}");
     let slot = runner.slots()[0].clone();
     assert_eq!((slot.busy, slot.requests, slot.exceptions), (false, 3, 0), "no exception of the plugin's");
     runtimes.end();

@@ -44,19 +44,27 @@ pub fn sandbox(_: &Lab) {
         let browsers = browser::Config { ports: 9001..=9001, ttl: Duration::from_mins(5), idle: Duration::ZERO };
         let services = Arc::new(Services {
             io: tokio::runtime::Handle::current(),
+            guests: tokio::runtime::Handle::current(),
             net: Net::open(Arc::default(), &Policy::default(), None, browsers).expect("engines"),
             policy: Policy::default(),
             metrics: Metrics::default(),
         });
         let plugins =
-            Plugins::load(&[hostile()], Some(&cache), &tokio::runtime::Handle::current()).await.expect("plugins");
+            Plugins::load(&[hostile()], Some(&cache), &tokio::runtime::Handle::current(), 1).await.expect("plugins");
         let plugin = Arc::clone(plugins.get("hostile").expect("the plugin"));
         let cancel = CancellationToken::new();
         let mut samples = vec![];
         for round in 0..11_000 {
             let started = Instant::now();
             let outcome = plugin
-                .run(&services, r#"{"do":"nothing"}"#, Arc::new(Progress::default()), Duration::from_secs(5), &cancel)
+                .run(
+                    &services,
+                    r#"{"do":"nothing"}"#,
+                    Arc::new(Progress::default()),
+                    Duration::from_secs(5),
+                    &cancel,
+                    None,
+                )
                 .await;
             if round >= 1000 {
                 samples.push(started.elapsed().as_secs_f64() * 1e6);

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
-use tokio::task::JoinError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,8 +23,6 @@ use crate::slots::{Slot, Slots};
 /// Where tests run.
 pub struct Runner {
     services: Arc<Services>,
-    /// Guests compute here, at low priority.
-    guests: Handle,
     permits: Arc<Semaphore>,
     slots: Slots,
     queue: Arc<Queue>,
@@ -57,10 +53,9 @@ fn json(test: &Test) -> Box<RawValue> {
 
 impl Runner {
     #[must_use]
-    pub fn new(services: Arc<Services>, guests: Handle, slots: usize, waiting: Limits, timeout: Duration) -> Self {
+    pub fn new(services: Arc<Services>, slots: usize, waiting: Limits, timeout: Duration) -> Self {
         Self {
             services,
-            guests,
             permits: Arc::new(Semaphore::new(slots)),
             slots: Slots::new(slots),
             queue: Arc::new(Queue::new(waiting)),
@@ -88,7 +83,7 @@ impl Runner {
                     receipts.record(&receipt, index, broken(&test.id), |_| broken(&test.id));
                 }
             };
-            self.tasks.spawn_on(run, &self.guests);
+            self.tasks.spawn_on(run, &self.services.io);
         }
         Ok(receipt)
     }
@@ -117,14 +112,14 @@ impl Runner {
                     biased;
                     () = receipt.cancel.cancelled() => None,
                     () = self.stopping.cancelled() => None,
-                    permit = self.permits.acquire() => permit.ok(),
+                    permit = Arc::clone(&self.permits).acquire_owned() => permit.ok(),
                 };
                 drop(place);
                 let waited = queued.elapsed();
-                if let Some(_permit) = permit {
+                if let Some(permit) = permit {
                     let watched = Arc::clone(receipt);
-                    let partial = Arc::new(Progress::with_listener(move |json| watched.partial(index, json)));
-                    self.run(&test.id, plugin, options, waited, &receipt.cancel, partial).await
+                    let partial = Arc::new(Progress::with_listener(move |partial| watched.partial(index, partial)));
+                    self.run(&test.id, plugin, options, waited, &receipt.cancel, partial, Some(Arc::new(permit))).await
                 } else {
                     self.services.metrics.test(Some(&plugin.name), RunError::Cancelled.kind());
                     cancelled(&test.id, plugin, waited)
@@ -134,7 +129,9 @@ impl Runner {
         receipts.record(receipt, index, json, |max| too_large(&test.id, max));
     }
 
-    /// Runs one test now, in a slot. For the command line, `partial` shows what has come so far.
+    /// Runs one test now, in a slot, and gives the permit back when slot and sandbox are free. `partial` shows what has come so
+    /// far.
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
     pub async fn run(
         &self,
         id: &Value,
@@ -143,13 +140,14 @@ impl Runner {
         waited: Duration,
         cancel: &CancellationToken,
         partial: Arc<Progress>,
+        permit: Option<Arc<OwnedSemaphorePermit>>,
     ) -> Box<RawValue> {
         let slot = self.slots.occupy();
         let (started, started_at) = (Instant::now(), jiff::Timestamp::now());
         let outcome = tokio::select! {
             biased;
             () = self.stopping.cancelled() => Err(RunError::Cancelled),
-            outcome = plugin.run(&self.services, options, Arc::clone(&partial), self.timeout, cancel) => outcome,
+            outcome = plugin.run(&self.services, options, Arc::clone(&partial), self.timeout, cancel, permit.clone()) => outcome,
         };
         let duration = started.elapsed();
         let timing = Timing {
@@ -200,6 +198,7 @@ impl Runner {
         if let Some(slot) = slot {
             slot.ended(exception, json.get().len());
         }
+        drop(permit);
         json
     }
 
@@ -212,18 +211,6 @@ impl Runner {
     #[must_use]
     pub fn queue(&self) -> &Queue {
         &self.queue
-    }
-
-    /// Does work that takes CPU time at the priority of the guests, away from the threads that answer. A thread for it is
-    /// started from one of the guests', so that it inherits their empty bounding set and not the one of the network.
-    ///
-    /// # Errors
-    /// When the work panics, or the server ends.
-    pub async fn spawn_blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, JoinError> {
-        self.guests.spawn(async { tokio::task::spawn_blocking(work).await }).await?
     }
 
     /// Waits for running tests; cancels those that are not done in time.

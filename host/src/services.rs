@@ -5,20 +5,33 @@ use std::time::Duration;
 use scouter_net::policy::Policy;
 use scouter_net::{Net, privilege};
 use tokio::runtime::Handle;
+use tokio::task::JoinError;
 
 use crate::metrics::Metrics;
 
-/// Guests compute on a runtime of their own. Their network work happens on `io`, so that a guest that spins disturbs
-/// neither the API nor anyone's measurement.
+/// Network work happens on the I/O runtime. A run begins there, and moves to the guests' runtime when it computes, so
+/// that a guest that spins disturbs neither the API nor anyone's measurement.
 pub struct Services {
     pub io: Handle,
+    pub guests: Handle,
     pub net: Net,
     pub policy: Policy,
     pub metrics: Metrics,
 }
 
-/// Two runtimes: `io` for the API and the network, `guests` for plugins, at low priority, so that a plugin that spins
-/// slows neither the API nor a measurement.
+impl Services {
+    /// Does work that takes CPU time at the priority of the guests, away from the threads of the network. A thread for it
+    /// is started from one of the guests', so that it inherits their empty bounding set.
+    ///
+    /// # Errors
+    /// When the work panics, or the server ends.
+    pub async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+        self.guests.spawn(async { tokio::task::spawn_blocking(work).await }).await?
+    }
+}
+
+/// Two runtimes: `io` for the API, the network and plugins that hardly compute; `guests` for plugins that do, at low
+/// priority. No thread of either has a capability.
 pub struct Runtimes {
     pub io: tokio::runtime::Runtime,
     pub guests: tokio::runtime::Runtime,
@@ -41,7 +54,7 @@ impl Runtimes {
         // How many tasks run before sockets are looked at again. While tasks are always ready the usual 61 would add the time
         // of 61 of them to every measurement.
         io.event_interval(IO_EVENT_INTERVAL);
-        let io = io.thread_name("io").on_thread_start(|| privilege::drop_or_warn(privilege::NETWORK));
+        let io = io.thread_name("io").on_thread_start(|| privilege::drop_or_warn(privilege::BROWSERS));
         let io = io.enable_all().build()?;
         let guests = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(GUEST_THREADS)

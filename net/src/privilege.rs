@@ -1,18 +1,27 @@
 //! Which privileges each thread has: in this one place. Raw sockets need `CAP_NET_RAW`, and a port below 1024 needs
-//! `CAP_NET_BIND_SERVICE`; plugins need nothing, and nothing else is needed by anybody. Linux keeps capabilities for each
-//! thread, so every thread of a runtime drops what it has when it begins, and the first one when the server listens.
+//! `CAP_NET_BIND_SERVICE`; nothing else is needed by anybody. Both are used before the server listens, but for the raw
+//! sockets of TCP traces, which have a thread that opens them. Linux keeps capabilities for each thread, so every other
+//! thread drops what it has when it begins, and the first one when the server listens.
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// What the threads of the network may do.
-pub const NETWORK: &[Capability] = &[Capability::CAP_NET_RAW];
-/// What the threads that run plugins may do, and all others.
-pub const NOTHING: &[Capability] = &[];
+/// What a thread may do, and what the programs that it starts may have.
+#[derive(Debug, Clone, Copy)]
+pub struct Privileges {
+    own: &'static [Capability],
+    /// The bounding set (capabilities(7)): what root starts has all of it.
+    programs: &'static [Capability],
+}
 
-/// What programs that root starts may have besides: a sandbox of Firefox's is a user namespace, in which root can only be
-/// named by who has this (since Linux 5.12). Programs of other users have nothing in any case.
-const CHILDREN: Capability = Capability::CAP_SETFCAP;
+/// Of the thread that opens raw sockets.
+pub const RAW_SOCKETS: Privileges =
+    Privileges { own: &[Capability::CAP_NET_RAW], programs: &[Capability::CAP_NET_RAW] };
+/// Of the threads that start browsers: a sandbox of Firefox's is a user namespace, in which root can only be named by who
+/// has this (since Linux 5.12). Programs of other users have nothing in any case.
+pub const BROWSERS: Privileges = Privileges { own: &[], programs: &[Capability::CAP_SETFCAP] };
+/// Of all others.
+pub const NOTHING: Privileges = Privileges { own: &[], programs: &[] };
 
 /// Makes use of what this process may have but was not started with: a file capability `cap_net_raw+p` only permits.
 ///
@@ -22,21 +31,21 @@ pub fn raise() -> Result<(), CapsError> {
     caps::set(None, CapSet::Effective, &caps::read(None, CapSet::Permitted)?)
 }
 
-/// Leaves this thread, and all that it starts, nothing but `kept` of what it has.
+/// Leaves this thread, and all that it starts, no more than `kept` of what it has.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn keep(kept: &[Capability]) -> Result<(), CapsError> {
+pub fn keep(kept: Privileges) -> Result<(), CapsError> {
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
         // What root starts has everything again that the bounding set leaves it.
         for capability in caps::runtime::thread_all_supported() {
-            if !kept.contains(&capability) && (kept.is_empty() || capability != CHILDREN) {
+            if !kept.programs.contains(&capability) {
                 caps::drop(None, CapSet::Bounding, capability)?;
             }
         }
     }
     let permitted = caps::read(None, CapSet::Permitted)?;
-    let left: CapsHashSet = permitted.into_iter().filter(|capability| kept.contains(capability)).collect();
+    let left: CapsHashSet = permitted.into_iter().filter(|capability| kept.own.contains(capability)).collect();
     caps::set(None, CapSet::Effective, &left)?;
     caps::set(None, CapSet::Permitted, &left)?;
     caps::clear(None, CapSet::Inheritable)?;
@@ -45,7 +54,7 @@ pub fn keep(kept: &[Capability]) -> Result<(), CapsError> {
 }
 
 /// [`keep`] for a thread that goes on in any case: a privilege that cannot be dropped is in the log.
-pub fn drop_or_warn(kept: &[Capability]) {
+pub fn drop_or_warn(kept: Privileges) {
     if let Err(error) = keep(kept) {
         tracing::warn!(%error, "a thread keeps the capabilities that it was started with");
     }

@@ -70,17 +70,17 @@ impl Probe for Ping {
         let address = first_address(&options.dst, options.family.into())?;
         let echoes = icmp::Echoes::start(&parameters(&options, address.clone(), &mut comment))?;
         let mut result = PingResult::new(&options, address, echoes.mode(), comment);
-        while let Some(event) = echoes.next() {
-            // A sent request is no progress, and duplicates may be a flood.
-            let is_progress = !matches!(event, icmp::EchoEvent::Sent(_) | icmp::EchoEvent::Duplicate(_));
-            result.add(event);
-            if is_progress {
-                result.update_statistics();
-                report_progress(&result);
+        loop {
+            let batch = echoes.next();
+            for event in batch.events {
+                result.add(event);
             }
+            result.update_statistics();
+            if batch.complete {
+                return Ok(result);
+            }
+            report_progress(&result);
         }
-        result.update_statistics();
-        Ok(result)
     }
 }
 

@@ -189,7 +189,7 @@ impl Guest for Hostile {
                 let traces: Vec<_> = (0..8).map(|_| hops::Trace::start(&trace)).collect();
                 let echoes: Vec<_> = (0..20).map(|_| icmp::Echoes::start(&parameters(to, 250))).collect();
                 for trace in traces.iter().flatten() {
-                    while trace.next().is_some() {}
+                    while !trace.next().complete {}
                 }
                 black_box(&echoes);
             }
@@ -197,7 +197,7 @@ impl Guest for Hostile {
                 if let Ok(echoes) =
                     icmp::Echoes::start(&icmp::EchoParameters { timeout_ms: 60_000, ..parameters(to, 1) })
                 {
-                    while echoes.next().is_some() {}
+                    while !echoes.next().complete {}
                 }
             }
             "recurse" => {

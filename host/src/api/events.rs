@@ -72,14 +72,13 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
     if watch.paused {
         tokio::time::sleep(PAUSE).await;
     }
-    let (events, done) = watch.reader.receipt().since(watch.sent);
-    if let Some(last) = events.last() {
-        watch.sent = last.number;
-        watch.paused = true;
-        let pieces = events.into_iter().flat_map(pieces).collect();
-        return Some((pieces, (!done).then_some(watch)));
+    let since = watch.reader.receipt().since(watch.sent);
+    watch.sent = since.up_to;
+    watch.paused = !since.events.is_empty();
+    if watch.paused {
+        let pieces = since.events.into_iter().flat_map(pieces).collect();
+        return Some((pieces, (!since.done).then_some(watch)));
     }
-    watch.paused = false;
     match tokio::time::timeout(KEEP_ALIVE, watch.reader.receipt().changed_since(watch.sent)).await {
         Ok(true) => Some((vec![], Some(watch))),
         // Deleted or expired.

@@ -27,6 +27,8 @@ use crate::receipts::Reader;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A body that has not been checked after this is answered 503.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Steps of a check that is made at once: less than a millisecond.
+const QUICK_STEPS: usize = 100_000;
 /// Bodies checked at once.
 const CHECKS: usize = 2;
 /// Bytes of all bodies in memory; at least one of the largest that is allowed.
@@ -132,8 +134,12 @@ async fn read(costs: &Costs, max: usize, body: Body) -> Result<Received, ApiErro
 }
 
 /// Parses and checks a body away from the threads that answer, a few at a time: that takes up to some ten milliseconds,
-/// and a multiple of the body's memory.
+/// and a multiple of the body's memory. A small one takes some tens of microseconds, here.
 async fn plan(api: &Arc<Api>, body: Received) -> Result<Plan, ApiError> {
+    // A JSON value takes two bytes.
+    if (body.bytes.len() / 2).saturating_mul(api.plugins.largest_options_schema()) <= QUICK_STEPS {
+        return Ok(Plan::new(Payload::parse(&body.bytes, api.max_tests)?, &api.plugins));
+    }
     let for_check = Arc::clone(api);
     let check = move |permit| {
         let Received { bytes, share } = body;
@@ -143,7 +149,7 @@ async fn plan(api: &Arc<Api>, body: Received) -> Result<Plan, ApiError> {
         drop(permit);
         plan
     };
-    Ok(in_turn(&api.costs, |permit| api.runner.spawn_blocking(move || check(permit))).await??)
+    Ok(in_turn(&api.costs, |permit| api.services.compute(move || check(permit))).await??)
 }
 
 /// A check in its turn: it holds the permit until it ends, whether or not it is still waited for.

@@ -189,18 +189,24 @@ fn log(engine: &Engine, default: LevelFilter) {
     }
 }
 
-/// Engines and plugins.
-fn load(runtimes: &Runtimes, engine: &Engine) -> anyhow::Result<(Arc<Services>, Arc<Plugins>)> {
+/// Engines and plugins, for so many runs at once.
+fn load(runtimes: &Runtimes, engine: &Engine, runs: usize) -> anyhow::Result<(Arc<Services>, Arc<Plugins>)> {
     runtimes.io.block_on(async {
         let system = Arc::new(System::of_this_host());
         let (allow, deny) = (engine.targets_allow.clone(), engine.targets_deny.clone());
         let policy = Policy::new(allow, deny, Arc::clone(&system));
         let net = Net::open(system, &policy, engine.asn_file(), engine.browsers())?;
         net.asn.follow();
-        let services =
-            Arc::new(Services { io: runtimes.io.handle().clone(), net, policy, metrics: Metrics::default() });
+        let services = Arc::new(Services {
+            io: runtimes.io.handle().clone(),
+            guests: runtimes.guests.handle().clone(),
+            net,
+            policy,
+            metrics: Metrics::default(),
+        });
         let plugins =
-            Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), runtimes.guests.handle()).await?;
+            Plugins::load(&engine.plugin_dirs()?, engine.cache_folder().as_deref(), runtimes.guests.handle(), runs)
+                .await?;
         Ok((services, Arc::new(plugins)))
     })
 }

@@ -21,7 +21,7 @@ pub struct Plugins {
 /// When plugins cannot be loaded at all.
 pub fn plugins(engine: &Engine, list: &Plugins) -> anyhow::Result<ExitCode> {
     let runtimes = Runtimes::new(Some(1))?;
-    let (_, plugins) = super::load(&runtimes, engine)?;
+    let (_, plugins) = super::load(&runtimes, engine, 1)?;
     if list.json {
         let all: Vec<Value> = plugins
             .iter()

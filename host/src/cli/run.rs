@@ -57,7 +57,7 @@ fn options(pairs: &[String]) -> anyhow::Result<Map<String, Value>> {
 pub fn run(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
     let options = options(&run.options)?;
     let runtimes = Runtimes::new(None)?;
-    let (services, plugins) = super::load(&runtimes, engine)?;
+    let (services, plugins) = super::load(&runtimes, engine, 1)?;
     if plugins.get(&run.test_type).is_none() {
         let known: Vec<&str> = plugins.iter().map(|plugin| plugin.name.as_str()).collect();
         let refused =
@@ -68,8 +68,7 @@ pub fn run(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
         anyhow::bail!("there is no test type '{}'; there is: {}", run.test_type, known.join(", "));
     }
     let waiting = Limits { tests: 1, bytes: usize::MAX };
-    let runner =
-        Runner::new(Arc::clone(&services), runtimes.guests.handle().clone(), 1, waiting, engine.test_timeout());
+    let runner = Runner::new(Arc::clone(&services), 1, waiting, engine.test_timeout());
     let payload = Payload(vec![(run.test_type, vec![options])]);
     let Some(planned) = Plan::new(payload, &plugins).tests.pop() else { anyhow::bail!("nothing to run") };
     let (plugin, options) = match planned.action {
@@ -81,10 +80,10 @@ pub fn run(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
     let (cancel, partial) = (CancellationToken::new(), Arc::new(Progress::default()));
     let running = {
         let (cancel, partial) = (cancel.clone(), Arc::clone(&partial));
-        async move { runner.run(&id, &plugin, &options, Duration::ZERO, &cancel, partial).await }
+        async move { runner.run(&id, &plugin, &options, Duration::ZERO, &cancel, partial, None).await }
     };
-    // On the guests' threads, which have no capabilities: this one shows how far it has come.
-    let mut running = runtimes.guests.spawn(running);
+    // Not on this thread, which has its capabilities yet: this one shows how far it has come.
+    let mut running = runtimes.io.spawn(running);
     let done = runtimes.io.block_on(async {
         let mut watcher = Watcher::new(table);
         loop {

@@ -36,17 +36,16 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     let identity = identity(settings)?;
     let runtimes = Runtimes::new(settings.threads)?;
     let source = settings.asn_source()?;
-    let (services, plugins) = super::load(&runtimes, engine)?;
+    let slots = usize::try_from(settings.max_process_count)?;
+    let (services, plugins) = super::load(&runtimes, engine, slots)?;
     if let Some(source) = source {
         let _inside = runtimes.io.enter();
         services.net.asn.fetch(source, &services.net.tls)?;
     }
-    let slots = usize::try_from(settings.max_process_count)?;
     let network = Network::of(&services.net, &services.policy);
     let kept = Arc::clone(&services);
     let runner = Runner::new(
         services,
-        runtimes.guests.handle().clone(),
         slots,
         Limits { tests: usize::try_from(settings.max_queue)?, bytes: usize::try_from(settings.max_queue_bytes)? },
         engine.test_timeout(),
@@ -103,7 +102,7 @@ async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve) -
     let mut hangup = signal(SignalKind::hangup()).context("signals")?;
     let listening = Listening::bind(&settings.addresses())?;
     // Sockets that need other capabilities are open by now.
-    privilege::drop_or_warn(privilege::NETWORK);
+    privilege::drop_or_warn(privilege::BROWSERS);
     announce(&api, &listening, identity.is_some(), settings);
     let closing = CancellationToken::new();
     let router = api::router(Arc::clone(&api));

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::Receipt;
 use crate::model;
+use crate::sandbox::Partial;
 
 /// One server-sent event. Its JSON consists of buffers that all watchers share.
 #[derive(Debug, Clone)]
@@ -20,12 +21,38 @@ pub struct Event {
     pub data: Vec<Bytes>,
 }
 
+/// What a watcher is told.
+#[derive(Debug)]
+pub struct Since {
+    /// In order.
+    pub events: Vec<Event>,
+    /// The number to continue from: an update may have nothing to say.
+    pub up_to: u64,
+    /// Is the last of them `done`?
+    pub done: bool,
+}
+
 /// A test's newest event.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Update {
     number: u64,
-    data: Vec<Bytes>,
+    data: Data,
     finished: bool,
+}
+
+/// What an event says.
+#[derive(Debug, Clone)]
+enum Data {
+    /// A partial result that no watcher has asked for yet.
+    Unread(Partial),
+    /// JSON in pieces; empty when there is nothing to say.
+    Pieces(Vec<Bytes>),
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self::Pieces(vec![])
+    }
 }
 
 /// JSON on one line: JSON may have line ends between values, the data of an event must not.
@@ -36,11 +63,21 @@ pub(super) fn line(json: Box<RawValue>) -> Bytes {
 
 impl Receipt {
     /// A test's result so far.
-    pub fn partial(&self, index: usize, json: &RawValue) {
-        self.update(index, line(json.to_owned()), false);
+    pub fn partial(&self, index: usize, partial: &Partial) {
+        self.update(index, Data::Unread(partial.clone()), false);
     }
 
-    pub(super) fn update(&self, index: usize, json: Bytes, finished: bool) {
+    pub(super) fn finished(&self, index: usize, json: Bytes) {
+        let data = Data::Pieces(self.pieces_of(index, None, Some(RawValue::NULL), json));
+        self.update(index, data, true);
+    }
+
+    fn pieces_of(&self, index: usize, result: Option<&RawValue>, test: Option<&RawValue>, json: Bytes) -> Vec<Bytes> {
+        let (name, place) = self.place_of(index);
+        model::spliced(&model::Event { r#type: name, index: place, result, test }, [json])
+    }
+
+    fn update(&self, index: usize, data: Data, finished: bool) {
         let mut updates = self.updates.lock();
         let Some(slot) = updates.get_mut(index) else { return };
         // A partial result after the final one is out of date.
@@ -48,10 +85,7 @@ impl Receipt {
             return;
         }
         let number = self.happened.fetch_add(1, Ordering::Relaxed) + 1;
-        let (name, place) = self.place_of(index);
-        let (result, test) = if finished { (None, Some(RawValue::NULL)) } else { (Some(RawValue::NULL), None) };
-        let event = model::Event { r#type: name, index: place, result, test };
-        *slot = Update { number, data: model::spliced(&event, [json]), finished };
+        *slot = Update { number, data, finished };
         drop(updates);
         self.wake(number);
     }
@@ -90,25 +124,34 @@ impl Receipt {
         if last > self.happened.load(Ordering::Relaxed) + end { 0 } else { last }
     }
 
-    /// Events after this number, in order; and whether the last of them is `done`.
+    /// What has happened after this number.
     #[must_use]
-    pub fn since(&self, number: u64) -> (Vec<Event>, bool) {
+    pub fn since(&self, number: u64) -> Since {
         let done = !self.is_running();
-        let updates = self.updates.lock().clone();
-        let newer = updates.into_iter().filter(|update| update.number > number);
-        let mut events: Vec<Event> = newer
-            .map(|update| Event {
-                number: update.number,
-                kind: if update.finished { "test" } else { "partial" },
-                data: update.data,
-            })
-            .collect();
+        let (mut events, mut up_to) = (vec![], number);
+        let mut updates = self.updates.lock();
+        for (index, update) in updates.iter_mut().enumerate().filter(|(_, update)| update.number > number) {
+            up_to = up_to.max(update.number);
+            if let Data::Unread(partial) = &update.data {
+                // Once, for all watchers.
+                let json = partial.json().map(line);
+                let pieces = json.map(|json| self.pieces_of(index, Some(RawValue::NULL), None, json));
+                update.data = Data::Pieces(pieces.unwrap_or_default());
+            }
+            if let Data::Pieces(data) = &update.data
+                && !data.is_empty()
+            {
+                let kind = if update.finished { "test" } else { "partial" };
+                events.push(Event { number: update.number, kind, data: data.clone() });
+            }
+        }
+        drop(updates);
         events.sort_by_key(|event| event.number);
         if done {
-            let number = self.happened.load(Ordering::Relaxed) + 1;
-            events.push(Event { number, kind: "done", data: self.pieces() });
+            up_to = self.happened.load(Ordering::Relaxed) + 1;
+            events.push(Event { number: up_to, kind: "done", data: self.pieces() });
         }
-        (events, done)
+        Since { events, up_to, done }
     }
 
     /// Waits for an event after this number. False when the receipt was deleted or has expired.
@@ -132,13 +175,17 @@ mod tests {
     use super::*;
     use crate::plan::{Action, Plan, PlannedTest};
 
+    fn partial_result(text: &str) -> Partial {
+        Partial::new(text.into())
+    }
+
     fn raw(text: &str) -> Box<RawValue> {
         RawValue::from_string(text.into()).expect("JSON")
     }
 
     fn events_since(receipt: &Receipt, since: u64) -> Vec<(u64, &'static str, String)> {
         let text = |event: Event| String::from_utf8(event.data.concat()).expect("UTF-8");
-        receipt.since(since).0.into_iter().map(|event| (event.number, event.kind, text(event))).collect()
+        receipt.since(since).events.into_iter().map(|event| (event.number, event.kind, text(event))).collect()
     }
 
     #[test]
@@ -154,17 +201,18 @@ mod tests {
         let plan = Plan { types: vec![("a".into(), 1), ("b".into(), 2)], tests: vec![test(0), test(1), test(1)] };
         let receipt = receipts.open(&plan);
         assert_eq!(events_since(&receipt, 0), []);
-        receipt.partial(2, &raw("{\"n\":\n1}"));
-        receipt.partial(2, &raw("{\"n\":2}"));
-        receipt.partial(0, &raw("3"));
+        receipt.partial(2, &partial_result("{\"n\":\n1}"));
+        receipt.partial(2, &partial_result("{\"n\":\n2}"));
+        receipt.partial(1, &partial_result("3"));
+        receipt.partial(0, &partial_result("{}"));
         let partial = |n, text: &str| (n, "partial", text.to_owned());
         let newest = partial(2, r#"{"type":"b","index":1,"result":{"n":2}}"#);
-        assert_eq!(events_since(&receipt, 0), [newest, partial(3, r#"{"type":"a","index":0,"result":3}"#)]);
+        assert_eq!(events_since(&receipt, 0), [newest, partial(4, r#"{"type":"a","index":0,"result":{}}"#)]);
         assert_eq!(events_since(&receipt, 2).len(), 1);
         receipts.record(&receipt, 2, raw("{\"m\": 5}"), |_| raw("null"));
-        receipt.partial(2, &raw("6"));
-        let test = (4, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
-        assert_eq!(events_since(&receipt, 3), [test]);
+        receipt.partial(2, &partial_result("{}"));
+        let test = (5, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
+        assert_eq!(events_since(&receipt, 4), [test]);
         receipts.record(&receipt, 0, raw("1"), |_| raw("null"));
         receipts.record(&receipt, 1, raw("1"), |_| raw("null"));
         let all = events_since(&receipt, 3);
@@ -172,7 +220,7 @@ mod tests {
         assert_eq!(kinds, ["test", "test", "test", "done"]);
         assert_eq!(all[3].2.as_bytes(), receipt.pieces().concat());
         assert_eq!(events_since(&receipt, all[2].0).len(), 1, "`done` comes after the events of all tests");
-        assert_eq!([0, 5, 7, 8, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 7, 0, 0]);
+        assert_eq!([0, 5, 8, 9, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 8, 0, 0]);
     }
 
     #[test]
@@ -195,9 +243,9 @@ mod tests {
                 }
                 // With `done` come the events of every test.
                 loop {
-                    let (events, done) = receipt.since(0);
-                    if done {
-                        break events.len();
+                    let since = receipt.since(0);
+                    if since.done {
+                        break since.events.len();
                     }
                 }
             });

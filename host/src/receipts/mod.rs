@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model;
 use crate::plan::Plan;
-pub use events::Event;
 use events::Update;
+pub use events::{Event, Since};
 pub use readers::Reader;
 use readers::{Gone, Readers};
 
@@ -144,7 +144,7 @@ impl Receipts {
         if let Some(slot) = results.get_mut(index) {
             slot.json = Some(json.clone());
         }
-        receipt.update(index, json, true);
+        receipt.finished(index, json);
         let finished = results.iter().filter(|r| r.json.is_some()).count();
         // The receipt moves before its watchers wake: a client that gets `done` finds the receipt.
         if finished == receipt.total() {

@@ -3,10 +3,11 @@
 //! Wall time would charge a guest for time in which the kernel ran something else. A guest is a future that moves between
 //! threads only where it waits, so each poll is on one thread from its beginning to its end: the difference of the
 //! thread's clock over a poll is the guest's. What the host does inside of a poll for the guest (copying arguments,
-//! parsing JSON) is charged too.
+//! parsing JSON) is charged too; the work of the network engines is not.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -41,24 +42,37 @@ impl CpuTime {
     }
 
     /// The same future, with its CPU time counted here.
-    pub fn of<F: Future>(&self, future: F) -> impl Future<Output = F::Output> {
+    pub fn of<F: Future>(self: Arc<Self>, future: F) -> Metered<F> {
         Metered { time: self, future: Box::pin(future) }
+    }
+
+    /// The same future, whose CPU time is not counted here although it is polled within the one that is.
+    pub async fn except<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            let began = thread_time();
+            let polled = future.as_mut().poll(context);
+            // As if the poll around this one had begun so much later.
+            self.began.fetch_add(thread_time().saturating_sub(began), Ordering::Relaxed);
+            polled
+        })
+        .await
     }
 }
 
-struct Metered<'a, F> {
-    time: &'a CpuTime,
+/// See [`CpuTime::of`].
+pub struct Metered<F> {
+    time: Arc<CpuTime>,
     future: Pin<Box<F>>,
 }
 
-impl<F: Future> Future for Metered<'_, F> {
+impl<F: Future> Future for Metered<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let began = thread_time();
-        self.time.began.store(began.max(1), Ordering::Relaxed);
+        self.time.began.store(thread_time().max(1), Ordering::Relaxed);
         let polled = self.future.as_mut().poll(context);
-        self.time.began.store(0, Ordering::Relaxed);
+        let began = self.time.began.swap(0, Ordering::Relaxed);
         self.time.finished.fetch_add(thread_time().saturating_sub(began), Ordering::Relaxed);
         polled
     }
@@ -77,7 +91,7 @@ mod tests {
 
     #[tokio::test]
     async fn computing_is_charged_and_not_having_the_processor_is_not() {
-        let time = CpuTime::default();
+        let time = Arc::new(CpuTime::default());
         let work = async {
             // Blocked inside of a poll: what the kernel does to a thread that it does not schedule.
             std::thread::sleep(Duration::from_millis(200));
@@ -85,9 +99,15 @@ mod tests {
             let within = time.used();
             tokio::time::sleep(Duration::from_millis(50)).await;
             compute_for(Duration::from_millis(20));
+            time.except(async {
+                compute_for(Duration::from_millis(150));
+                tokio::task::yield_now().await;
+                compute_for(Duration::from_millis(150));
+            })
+            .await;
             within
         };
-        let within = time.of(work).await;
+        let within = Arc::clone(&time).of(work).await;
         assert!((20..150).contains(&within.as_millis()), "{within:?} within the first poll");
         assert!((40..190).contains(&time.used().as_millis()), "{:?} in all", time.used());
     }

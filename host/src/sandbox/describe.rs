@@ -56,7 +56,7 @@ pub async fn describe(engine: Engine, component: Component) -> anyhow::Result<wi
     let state = Guest::default();
     let cpu = Arc::clone(&state.budget.cpu);
     let mut store = guest::store(&engine, state);
-    let described = cpu.of(async {
+    let described = cpu.of(async move {
         let plugin = pre.instantiate_async(&mut store).await?;
         plugin.scouter_probe_test().call_describe(&mut store).await
     });

@@ -7,12 +7,14 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::budget::{self, Budget};
 use super::log::Log;
+use super::migrate::Computes;
 
 pub struct Guest {
     pub budget: Budget,
     pub table: ResourceTable,
     /// Standard output and standard error.
     pub log: Log,
+    pub computes: Computes,
     wasi: WasiCtx,
 }
 
@@ -26,7 +28,7 @@ impl Default for Guest {
         wasi.allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false).max_random_size(4096);
         let mut table = ResourceTable::new();
         table.set_max_capacity(budget::HOST_HANDLES);
-        Self { budget: Budget::default(), table, log, wasi: wasi.build() }
+        Self { budget: Budget::default(), table, log, computes: Computes::default(), wasi: wasi.build() }
     }
 }
 
@@ -61,7 +63,13 @@ pub fn store<T: Holds>(engine: &Engine, state: T) -> Store<T> {
     store.set_max_component_handles(budget::COMPONENT_HANDLES);
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|mut store| {
-        store.data_mut().guest().budget.check_cpu()?;
+        let guest = store.data_mut().guest();
+        guest.budget.check_cpu()?;
+        // The clock ticks whenever it likes: also early in a run.
+        if guest.budget.cpu.used() < budget::BRIEF {
+            return Ok(UpdateDeadline::Continue(1));
+        }
+        guest.computes.set();
         Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
     });
     store

@@ -21,6 +21,8 @@ mod imports;
 mod json;
 // A guest's standard output.
 mod log;
+// On which threads a run is polled.
+mod migrate;
 // Partial results.
 mod progress;
 // One run.
@@ -44,7 +46,7 @@ use imports::{PluginPre, RunState};
 use schema::{OptionsSchema, ResultSchema};
 
 pub use compile::child_main as compile_main;
-pub use progress::Progress;
+pub use progress::{Partial, Progress};
 pub use run::{Outcome, RunError};
 
 /// Every test type by name.
@@ -69,6 +71,7 @@ pub struct Plugin {
     pub sha256: String,
     pre: PluginPre<RunState>,
     engine: Engine,
+    habit: migrate::Habit,
 }
 
 impl fmt::Debug for Plugin {
@@ -80,13 +83,13 @@ impl fmt::Debug for Plugin {
 impl Plugins {
     /// Loads every `.wasm` file of the folders, in order; the first of a name wins. A file that cannot be served is
     /// listed in [`Plugins::refused`]: one bad plugin never keeps the others from serving. Guests describe themselves on
-    /// `guests`, whose threads have no capabilities.
+    /// `guests`, whose threads have no capabilities. `runs`: of all plugins, at once.
     ///
     /// # Errors
     /// When a folder cannot be read, or the machine cannot run wasm at all.
-    pub async fn load(folders: &[PathBuf], cache: Option<&Path>, guests: &Handle) -> anyhow::Result<Self> {
+    pub async fn load(folders: &[PathBuf], cache: Option<&Path>, guests: &Handle, runs: usize) -> anyhow::Result<Self> {
         let started = Instant::now();
-        let engine = engine::new()?;
+        let engine = engine::new(runs)?;
         let loader = Loader { linker: imports::linker(&engine)?, engine, cache: cache::Cache::open(cache), guests };
         let mut plugins = Self::default();
         for folder in folders {
@@ -134,6 +137,12 @@ impl Plugins {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Plugin>> {
         self.by_name.get(name)
+    }
+
+    /// JSON values in the largest schema of options.
+    #[must_use]
+    pub fn largest_options_schema(&self) -> usize {
+        self.by_name.values().map(|plugin| plugin.options.size).max().unwrap_or(0)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Plugin>> {
@@ -189,6 +198,7 @@ impl Loader<'_> {
             sha256: hex::encode(Sha256::digest(&bytes)),
             pre,
             engine: self.engine.clone(),
+            habit: migrate::Habit::default(),
         })
     }
 }

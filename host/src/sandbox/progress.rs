@@ -1,14 +1,35 @@
 //! Partial results of a run.
 
-use parking_lot::Mutex;
-use serde_json::value::RawValue;
+use std::sync::Arc;
 
-type Listener = Box<dyn Fn(&RawValue) + Send + Sync>;
+use parking_lot::Mutex;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::json::parse_object;
+
+type Listener = Box<dyn Fn(&Partial) + Send + Sync>;
+
+/// A partial result, as the plugin wrote it. Most are replaced before anybody reads them.
+#[derive(Debug, Clone)]
+pub struct Partial(Arc<str>);
+
+impl Partial {
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text.into())
+    }
+
+    /// Parsed, so that it is as sound as a final result: an object within the same limits. None when it is not.
+    #[must_use]
+    pub fn json(&self) -> Option<Box<RawValue>> {
+        to_raw_value(&parse_object(&self.0).ok()?).ok()
+    }
+}
 
 /// The newest partial result of a run; it survives the run.
 #[derive(Default)]
 pub struct Progress {
-    newest: Mutex<Option<Box<RawValue>>>,
+    newest: Mutex<Option<Partial>>,
     changed: tokio::sync::Notify,
     listener: Option<Listener>,
 }
@@ -16,21 +37,21 @@ pub struct Progress {
 impl Progress {
     /// The listener gets each partial result as it comes. It must not block.
     #[must_use]
-    pub fn with_listener(listener: impl Fn(&RawValue) + Send + Sync + 'static) -> Self {
+    pub fn with_listener(listener: impl Fn(&Partial) + Send + Sync + 'static) -> Self {
         Self { listener: Some(Box::new(listener)), ..Self::default() }
     }
 
-    pub fn put(&self, json: Box<RawValue>) {
+    pub fn put(&self, partial: Partial) {
         if let Some(listener) = &self.listener {
-            listener(&json);
+            listener(&partial);
         }
-        *self.newest.lock() = Some(json);
+        *self.newest.lock() = Some(partial);
         self.changed.notify_one();
     }
 
     #[must_use]
     pub fn get(&self) -> Option<Box<RawValue>> {
-        self.newest.lock().clone()
+        self.newest.lock().clone()?.json()
     }
 
     /// Waits for the next one.

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
-use wasmtime::Trap;
 use wasmtime::component::ResourceTableError;
+use wasmtime::{Store, Trap};
 
 use super::Plugin;
 use super::budget::{self, LimitHit};
@@ -21,6 +23,9 @@ use crate::services::Services;
 /// A result that is not checked after this is an error of the server's. The steps of a check are bounded: only a machine
 /// under heavy load comes near.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of a result that is parsed on an I/O thread: some tens of microseconds.
+const SMALL_RESULT: usize = 8 << 10;
 
 /// What a plugin gave back, checked.
 #[derive(Debug)]
@@ -125,11 +130,18 @@ impl From<EngineError> for RunError {
     }
 }
 
+/// A sandbox, and the permit for it, in the order in which they are dropped.
+struct Sandbox {
+    store: Store<RunState>,
+    _permit: Option<Arc<OwnedSemaphorePermit>>,
+}
+
 impl Plugin {
     /// Runs the test: `options` satisfy [`Plugin::options`].
     ///
     /// # Errors
-    /// See [`RunError`]. Whatever the plugin had open is closed when this returns. Must be called on the guests' runtime.
+    /// See [`RunError`]. Must be called on the I/O runtime. What the plugin had open is closed when this returns, or soon
+    /// after when it was stopped while it computed; then the permit goes back.
     pub async fn run(
         &self,
         services: &Arc<Services>,
@@ -137,43 +149,58 @@ impl Plugin {
         partial: Arc<Progress>,
         within: Duration,
         cancel: &CancellationToken,
+        permit: Option<Arc<OwnedSemaphorePermit>>,
     ) -> Result<Outcome, RunError> {
         let deadline = tokio::time::Instant::from_std(Instant::now() + within);
         let mut state = RunState::new(Arc::clone(services), partial);
-        let (cpu, log) = (Arc::clone(&state.guest().budget.cpu), state.guest().log.clone());
-        let mut store = guest::store(&self.engine, state);
-        let called = cpu.of(async {
-            let plugin = self.pre.instantiate_async(&mut store).await?;
-            plugin.scouter_probe_test().call_run(&mut store, options).await
+        let guest = state.guest();
+        let (cpu, log, computes) = (Arc::clone(&guest.budget.cpu), guest.log.clone(), guest.computes.clone());
+        let mut sandbox = Sandbox { store: guest::store(&self.engine, state), _permit: permit };
+        let (pre, options) = (self.pre.clone(), options.to_owned());
+        let called = cpu.of(async move {
+            let plugin = pre.instantiate_async(&mut sandbox.store).await?;
+            plugin.scouter_probe_test().call_run(&mut sandbox.store, &options).await
         });
+        let called = self.habit.run(called, &computes, &services.guests);
         let called = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(RunError::Cancelled),
             called = tokio::time::timeout_at(deadline, called) => match called {
-                Ok(Ok(outcome)) => Ok(outcome),
-                Ok(Err(error)) => Err(RunError::from_wasmtime(&error)),
+                Ok(Ok(Ok(outcome))) => Ok(outcome),
+                Ok(Ok(Err(error))) => Err(RunError::from_wasmtime(&error)),
+                Ok(Err(ended)) => Err(EngineError::from(ended).into()),
                 Err(_) => Err(RunError::Deadline(within)),
             },
         };
         for line in log.text().lines() {
             tracing::debug!(plugin = self.name, line = %line.escape_debug(), "plugin log");
         }
-        self.check(called?).await
+        self.check(called?, services).await
     }
 
-    /// Away from the threads that run guests: a result takes a while to check when its schema is a long one.
-    async fn check(&self, outcome: wit::test::Outcome) -> Result<Outcome, RunError> {
+    /// Here when it takes no time, otherwise away from the threads of the network.
+    async fn check(&self, outcome: wit::test::Outcome, services: &Services) -> Result<Outcome, RunError> {
         let schema = Arc::clone(&self.result);
-        in_time(&self.name, move || checked(outcome, &schema)).await
+        if outcome.result.len() <= SMALL_RESULT {
+            let result = Value::Object(json::parse_object(&outcome.result).map_err(RunError::BadResult)?);
+            if schema.is_quick(&result) {
+                return checked(outcome, &result, &schema);
+            }
+        }
+        let check = move || {
+            let result = Value::Object(json::parse_object(&outcome.result).map_err(RunError::BadResult)?);
+            checked(outcome, &result, &schema)
+        };
+        in_time(&self.name, services.compute(check)).await
     }
 }
 
 /// A check that fails, or takes too long, is an error of the server's.
 async fn in_time(
     plugin: &str,
-    check: impl FnOnce() -> Result<Outcome, RunError> + Send + 'static,
+    checking: impl Future<Output = Result<Result<Outcome, RunError>, JoinError>>,
 ) -> Result<Outcome, RunError> {
-    match tokio::time::timeout(CHECK_TIMEOUT, tokio::task::spawn_blocking(check)).await {
+    match tokio::time::timeout(CHECK_TIMEOUT, checking).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(error)) => {
             if error.is_panic() {
@@ -188,23 +215,19 @@ async fn in_time(
     }
 }
 
-fn checked(outcome: wit::test::Outcome, schema: &ResultSchema) -> Result<Outcome, RunError> {
+/// `result` is the outcome's, parsed.
+fn checked(outcome: wit::test::Outcome, result: &Value, schema: &ResultSchema) -> Result<Outcome, RunError> {
     let bad = |what: String| Err(RunError::BadResult(what));
-    let object = match json::parse_object(&outcome.result) {
-        Ok(object) => object,
-        Err(mistake) => return bad(mistake),
-    };
     // A test that could not run at all has an empty result, which no schema with required fields allows.
-    let ran = outcome.message.is_none() || !object.is_empty();
-    let value = Value::Object(object);
-    if ran && let Err(mistake) = schema.check(&value) {
+    let ran = outcome.message.is_none() || result.as_object().is_none_or(|object| !object.is_empty());
+    if ran && let Err(mistake) = schema.check(result) {
         return bad(mistake);
     }
     if outcome.message.as_ref().is_some_and(|m| m.len() > 4096) {
         return bad("its message is over 4096 bytes".into());
     }
     // Written anew: what goes out is one JSON value without doubled keys, whatever the plugin wrote.
-    match RawValue::from_string(value.to_string()) {
+    match serde_json::value::to_raw_value(result) {
         Ok(result) => Ok(Outcome { failed: outcome.failed, message: outcome.message, result }),
         Err(error) => bad(error.to_string()),
     }
@@ -225,7 +248,7 @@ mod tests {
             let _ = ended.recv();
             Ok(nothing())
         };
-        let mut check = Box::pin(in_time("slow", stuck));
+        let mut check = Box::pin(in_time("slow", tokio::task::spawn_blocking(stuck)));
         assert!(futures_util::poll!(&mut check).is_pending());
         tokio::time::advance(CHECK_TIMEOUT / 2).await;
         assert!(futures_util::poll!(&mut check).is_pending(), "it has its time");
@@ -233,12 +256,14 @@ mod tests {
         let error = check.await.expect_err("too slow");
         assert!(matches!(error, RunError::Host) && error.kind() == "host_error" && !error.is_of_the_plugin());
         drop(end);
-        assert!(in_time("quick", || Ok(nothing())).await.is_ok());
+        assert!(in_time("quick", async { Ok(Ok(nothing())) }).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_check_that_panics_is_an_error_of_the_servers() {
-        let error = in_time("any", || panic!("a mistake of the check")).await.expect_err("no outcome");
+        let error = in_time("any", tokio::task::spawn_blocking(|| panic!("a mistake of the check")))
+            .await
+            .expect_err("no outcome");
         assert!(matches!(error, RunError::Host), "{error}");
     }
 }

@@ -23,7 +23,7 @@ use super::{Kind, Request};
 /// A browser that is not ready after this will not be.
 const START: Duration = Duration::from_mins(1);
 /// Commands that any browser answers at once, on a busy machine too.
-pub const PROMPT: Duration = Duration::from_secs(15);
+pub const PROMPT: Duration = Duration::from_secs(30);
 /// A page's own script may be in the way of these.
 pub const ASK: Duration = Duration::from_secs(3);
 /// The part of a page that is seen.

@@ -4,6 +4,7 @@
 
 pub(crate) mod datagram;
 pub mod icmp;
+pub(crate) mod opener;
 pub(crate) mod options;
 pub mod quoted;
 pub(crate) mod receiver;

@@ -1,5 +1,5 @@
-//! The receiver of raw mode: for each family one ICMP socket, drained continuously by its own thread and shared by all
-//! series. A message goes to the series that owns its flow, and that series decides which probe it answers.
+//! The receiver of raw mode: for each family one ICMP socket, drained continuously and shared by all series. A message
+//! goes to the series that owns its flow, and that series decides which probe it answers.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,14 +10,19 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
 use parking_lot::Mutex;
 use socket2::{Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::icmp::{self, FlowKey, Message};
 use super::socket;
 use super::{StartError, options};
 use crate::Family;
 
-/// Receive buffer in bytes: about 20,000 packets that arrive while the thread is not scheduled.
+/// Receive buffer in bytes: about 20,000 packets that arrive while the process is not scheduled.
 const RECEIVE_BUFFER: usize = 16 << 20;
+/// Messages read without a pause for other tasks: some tenths of a millisecond.
+const BURST: usize = 64;
 /// The longest IP packet, in bytes.
 const MAX_PACKET: usize = 65_536;
 
@@ -32,7 +37,7 @@ pub struct ReceivedMessage<'a> {
     pub message: Message<'a>,
 }
 
-/// Demultiplexes the messages of one series: decides which probe each answers, if any. Called on the receiver's thread:
+/// Demultiplexes the messages of one series: decides which probe each answers, if any. Called by the receiver's task:
 /// must not block.
 pub trait Demultiplexer: Send + Sync {
     fn receive(&self, received: &ReceivedMessage<'_>);
@@ -40,6 +45,11 @@ pub trait Demultiplexer: Send + Sync {
 
 /// The shared receiver of one family.
 pub struct IcmpReceiver {
+    shared: Arc<Shared>,
+    _task: AbortOnDropHandle<()>,
+}
+
+struct Shared {
     family: Family,
     flows: Mutex<FlowTable>,
     /// Packets that the socket dropped since it was opened.
@@ -70,33 +80,27 @@ impl FlowTable {
     }
 }
 
-impl IcmpReceiver {
-    /// Opens the socket and starts its thread, which ends within 1 s after the last reference is dropped.
-    ///
-    /// # Errors
-    /// As from socket(2): `EPERM` without `CAP_NET_RAW`.
-    pub fn open(family: Family) -> std::io::Result<Arc<Self>> {
-        let socket = Socket::new(family.domain(), Type::RAW, Some(family.icmp()))?;
-        options::set_icmp_filter(&socket, family, icmp::accepted_types(family))?;
-        options::enable_receive_metadata(&socket, family)?;
-        // SO_RCVBUFFORCE exceeds net.core.rmem_max with CAP_NET_ADMIN; SO_RCVBUF is capped by it.
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-        }
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        let receiver = Arc::new(Self { family, flows: Mutex::default(), dropped: AtomicU32::new(0) });
-        let weak = Arc::downgrade(&receiver);
-        std::thread::Builder::new().name(format!("icmp{family}")).spawn(move || {
-            crate::privilege::drop_or_warn(crate::privilege::NOTHING);
-            let (mut buffer, mut control) = (vec![0; MAX_PACKET], socket::control_buffer());
-            while let Some(receiver) = weak.upgrade() {
-                if let Ok(received) = socket::receive(&socket, MsgFlags::empty(), &mut buffer, &mut control) {
-                    receiver.dropped.fetch_max(received.dropped, Ordering::Relaxed);
-                    receiver.dispatch(&received, &buffer[..received.length.min(buffer.len())]);
+impl Shared {
+    async fn receive(self: Arc<Self>, socket: AsyncFd<Socket>) {
+        let (mut buffer, mut control) = (vec![0; MAX_PACKET], socket::control_buffer());
+        // The socket is registered as long as the runtime lives.
+        'ready: while let Ok(mut ready) = socket.readable().await {
+            for _ in 0..BURST {
+                match socket::receive(socket.get_ref(), MsgFlags::empty(), &mut buffer, &mut control) {
+                    Ok(received) => {
+                        self.dropped.fetch_max(received.dropped, Ordering::Relaxed);
+                        self.dispatch(&received, &buffer[..received.length.min(buffer.len())]);
+                    }
+                    Err(nix::Error::EAGAIN) => {
+                        ready.clear_ready();
+                        continue 'ready;
+                    }
+                    // An error that was pending is read.
+                    Err(_) => {}
                 }
             }
-        })?;
-        Ok(receiver)
+            tokio::task::yield_now().await;
+        }
     }
 
     fn dispatch(&self, received: &socket::Received, packet: &[u8]) {
@@ -118,15 +122,36 @@ impl IcmpReceiver {
             owner.receive(&ReceivedMessage { source, timestamp, ttl, length: bytes.len(), message });
         }
     }
+}
+
+impl IcmpReceiver {
+    /// Opens the socket and starts its task. Must be called on the I/O runtime.
+    ///
+    /// # Errors
+    /// As from socket(2): `EPERM` without `CAP_NET_RAW`.
+    pub fn open(family: Family) -> std::io::Result<Arc<Self>> {
+        let socket = Socket::new(family.domain(), Type::RAW, Some(family.icmp()))?;
+        options::set_icmp_filter(&socket, family, icmp::accepted_types(family))?;
+        options::enable_receive_metadata(&socket, family)?;
+        // SO_RCVBUFFORCE exceeds net.core.rmem_max with CAP_NET_ADMIN; SO_RCVBUF is capped by it.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
+        socket.set_nonblocking(true)?;
+        let socket = socket::register(socket, Interest::READABLE)?;
+        let shared = Arc::new(Shared { family, flows: Mutex::default(), dropped: AtomicU32::new(0) });
+        let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).receive(socket)));
+        Ok(Arc::new(Self { shared, _task: task }))
+    }
 
     /// Packets that the socket dropped since it was opened, because its receive buffer was full; wraps.
     pub fn dropped(&self) -> u32 {
-        self.dropped.load(Ordering::Relaxed)
+        self.shared.dropped.load(Ordering::Relaxed)
     }
 
     /// Passes messages of this flow to `owner`. The caller has bound the port, so that nobody else can have the flow.
     pub fn claim(self: &Arc<Self>, flow: FlowKey, owner: Arc<dyn Demultiplexer>) -> Claim {
-        self.flows.lock().owners.insert(flow, owner);
+        self.shared.flows.lock().owners.insert(flow, owner);
         Claim { receiver: Arc::clone(self), flow }
     }
 
@@ -135,7 +160,7 @@ impl IcmpReceiver {
     /// # Errors
     /// When all are in use.
     pub fn claim_identifier(self: &Arc<Self>, owner: Arc<dyn Demultiplexer>) -> Result<(u16, Claim), StartError> {
-        let mut flows = self.flows.lock();
+        let mut flows = self.shared.flows.lock();
         let identifier = flows
             .free_identifier()
             .ok_or_else(|| StartError::Unavailable("all 65,535 ICMP identifiers are in use".into()))?;
@@ -154,7 +179,7 @@ pub struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.receiver.flows.lock().owners.remove(&self.flow);
+        self.receiver.shared.flows.lock().owners.remove(&self.flow);
     }
 }
 

@@ -139,20 +139,23 @@ impl<R: Send> Series<R> {
             if all_sent && oldest.is_none() {
                 break;
             }
+            // Without a timer: tokio's are rounded up to the next millisecond.
+            if !all_sent && next_at <= Instant::now() {
+                if let Err(wait) = self.rate.check() {
+                    next_at = Instant::now() + wait;
+                    continue;
+                }
+                self.send(next, &mut channel).await;
+                next += 1;
+                // After a delay of this process the pace goes on: missed probes are not sent in a burst.
+                next_at = (next_at + self.schedule.interval).max(Instant::now());
+                continue;
+            }
             let expires_at = oldest.map_or_else(Instant::now, |sent| (sent + self.schedule.timeout + GRACE).into());
             tokio::select! {
                 biased;
                 // Sending has priority: a flood of arrivals must not delay it.
-                () = sleep_until(next_at), if !all_sent => {
-                    if let Err(wait) = self.rate.check() {
-                        next_at = Instant::now() + wait;
-                        continue;
-                    }
-                    self.send(next, &mut channel).await;
-                    next += 1;
-                    // After a delay of this process the pace goes on: missed probes are not sent in a burst.
-                    next_at = (next_at + self.schedule.interval).max(Instant::now());
-                }
+                () = sleep_until(next_at), if !all_sent => {}
                 // Arrivals are processed before probes expire.
                 arrival = channel.arrival() => if let Some(arrival) = arrival {
                     self.process(arrival);

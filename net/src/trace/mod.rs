@@ -9,6 +9,7 @@ mod matching;
 mod probe;
 mod raw;
 
+use std::cell::OnceCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::Family;
 use crate::dns::{AskError, Query};
+use crate::packet::opener::Opener;
 use crate::packet::receiver::IcmpReceiver;
 use crate::packet::route::{is_no_route, source_address};
 use crate::packet::{Mode, StartError, icmp, quoted};
@@ -142,10 +144,15 @@ pub struct Tracer {
 
 impl Tracer {
     /// `receiver` is the shared receiver of a family, where there is one: raw mode needs it. Must be called on the I/O
-    /// runtime.
+    /// runtime, and on a thread with `CAP_NET_RAW`.
     #[must_use]
     pub(crate) fn open(receiver: impl Fn(Family) -> Option<Arc<IcmpReceiver>>) -> Self {
-        let open = |family| raw::RawSockets::open(family, receiver(family)?).ok().map(Arc::new);
+        let opener = OnceCell::new();
+        let open = |family| {
+            let receiver = receiver(family)?;
+            let opener = opener.get_or_init(|| Opener::start().map(Arc::new)).as_ref().ok()?;
+            raw::RawSockets::open(family, receiver, Arc::clone(opener)).ok().map(Arc::new)
+        };
         Self {
             v4: open(Family::V4),
             v6: open(Family::V6),
@@ -157,7 +164,7 @@ impl Tracer {
     ///
     /// # Errors
     /// See [`TraceError`].
-    pub fn start(
+    pub async fn start(
         &self,
         target: Permitted,
         parameters: &TraceParameters,
@@ -177,7 +184,7 @@ impl Tracer {
         let series = Series::new(schedule, rate, events);
         let (ttl_limit, limit) = watch::channel(u8::MAX);
         let (properties, task) = if let Some(sockets) = raw {
-            let channel = raw::RawChannel::open(Arc::clone(sockets), template, &parameters.packets, limit)?;
+            let channel = raw::RawChannel::open(Arc::clone(sockets), template, &parameters.packets, limit).await?;
             (channel.properties, SeriesTask::spawn(series, channel))
         } else {
             let permits = Arc::clone(&self.datagram_sockets);

@@ -16,6 +16,7 @@ use super::probe::{Flows, ProbePacket, Template, Transport};
 use super::{ProbeResponse, ResponseKind, TraceProperties, arrival};
 use crate::Family;
 use crate::packet::icmp::{self, FlowKey, Message};
+use crate::packet::opener::Opener;
 use crate::packet::options::Fragmentation;
 use crate::packet::receiver::{Claim, Demultiplexer, IcmpReceiver, ReceivedMessage};
 use crate::packet::sender::RawSender;
@@ -34,12 +35,13 @@ pub struct RawSockets {
     icmp: RawSender,
     udp: RawSender,
     tcp: RawSender,
+    opener: Arc<Opener>,
 }
 
 impl RawSockets {
-    pub fn open(family: Family, receiver: Arc<IcmpReceiver>) -> std::io::Result<Self> {
+    pub fn open(family: Family, receiver: Arc<IcmpReceiver>, opener: Arc<Opener>) -> std::io::Result<Self> {
         let open = |protocol| RawSender::open(family, protocol, Fragmentation::InterfaceMtu);
-        Ok(Self { receiver, icmp: open(family.icmp())?, udp: open(Protocol::UDP)?, tcp: open(Protocol::TCP)? })
+        Ok(Self { receiver, icmp: open(family.icmp())?, udp: open(Protocol::UDP)?, tcp: open(Protocol::TCP)?, opener })
     }
 }
 
@@ -83,7 +85,7 @@ impl Demultiplexer for TraceDemultiplexer {
 }
 
 impl RawChannel {
-    pub fn open(
+    pub async fn open(
         sockets: Arc<RawSockets>,
         template: Template,
         packets: &[ProbePacket],
@@ -107,7 +109,7 @@ impl RawChannel {
                 }
                 Transport::Tcp => {
                     let unavailable = |error| StartError::no_socket("TCP", &error);
-                    let (port, holder, socket) = open_tcp(&template).map_err(unavailable)?;
+                    let (port, holder, socket) = open_tcp(&template, &sockets.opener).await.map_err(unavailable)?;
                     reserved.push(holder);
                     let reader = reader(socket, SEGMENT_CAPACITY).map_err(unavailable)?;
                     readers.spawn(read_segments(reader, Arc::clone(&demultiplexer)));
@@ -155,14 +157,12 @@ fn open_udp(template: &Template) -> std::io::Result<(u16, Socket)> {
 }
 
 /// A bound TCP port with the socket that holds it, and a raw socket that receives what the target sends to that port.
-fn open_tcp(template: &Template) -> std::io::Result<(u16, Socket, Socket)> {
+async fn open_tcp(template: &Template, opener: &Opener) -> std::io::Result<(u16, Socket, Socket)> {
     let family = template.family();
     let holder = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))?;
     holder.bind(&SocketAddr::new(template.source, 0).into())?;
     let port = port_of(&holder)?;
-    let raw = Socket::new(family.domain(), Type::RAW, Some(Protocol::TCP))?;
-    raw.set_nonblocking(true)?;
-    // The filter first: without it the socket receives every segment that reaches this host.
+    let raw = opener.raw_tcp(family).await?;
     options::attach_port_filter(&raw, family, port)?;
     options::enable_receive_metadata(&raw, family)?;
     raw.connect(&SocketAddr::new(template.target, 0).into())?;

@@ -89,8 +89,14 @@ pub fn run(parameters: &Parameters, mut progress: impl FnMut(&TraceResult)) -> R
     let mut path = Path::new(parameters);
     let trace = Trace::start(&parameters.packets(&path))?;
     let mut result = TraceResult::new(parameters, &trace.properties());
-    while let Some(event) = trace.next() {
-        if path.add(event) {
+    loop {
+        let batch = trace.next();
+        // All of them, whatever the first one says.
+        let has_grown = batch.events.into_iter().fold(false, |grown, event| path.add(event) || grown);
+        if batch.complete {
+            break;
+        }
+        if has_grown {
             if let Some(ttl) = path.end_ttl() {
                 trace.limit_ttl(ttl);
             }

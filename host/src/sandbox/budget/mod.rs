@@ -23,16 +23,19 @@ use super::cpu::CpuTime;
 /// Ticks of the epoch clock; also the longest time a guest computes without yielding.
 pub const TICK: Duration = Duration::from_millis(5);
 
+/// CPU time of a run that may stay on an I/O thread. It is looked at when the epoch clock ticks.
+pub const BRIEF: Duration = Duration::from_millis(1);
+
 /// CPU time of the guest's thread while the guest is on it: waiting costs nothing.
 pub const CPU: Duration = Duration::from_secs(1);
 
 /// Linear memory of one run, over all of its memories.
 pub const MEMORY_BYTES: usize = 64 << 20;
 
-const MEMORIES: usize = 4;
-const TABLES: usize = 16;
-const TABLE_ELEMENTS: usize = 20_000;
-const INSTANCES: usize = 32;
+pub const MEMORIES: u32 = 4;
+pub const TABLES: u32 = 16;
+pub const TABLE_ELEMENTS: usize = 20_000;
+pub const INSTANCES: u32 = 32;
 
 /// Handles that a guest may hold, in the component's own table and in the host's.
 pub const COMPONENT_HANDLES: usize = 1_000;
@@ -299,15 +302,15 @@ impl ResourceLimiter for Budget {
     }
 
     fn instances(&self) -> usize {
-        INSTANCES
+        INSTANCES as usize
     }
 
     fn tables(&self) -> usize {
-        TABLES
+        TABLES as usize
     }
 
     fn memories(&self) -> usize {
-        MEMORIES
+        MEMORIES as usize
     }
 }
 

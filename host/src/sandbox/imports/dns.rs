@@ -122,7 +122,7 @@ impl wit::dns::Host for RunState {
             let degraded = answer.transport != Transport::Udp && watch.degrades_last(answer.elapsed);
             Ok((answer, degraded))
         };
-        let (answer, degraded) = match self.on_io(ask).await? {
+        let (answer, degraded) = match self.on_io(Box::pin(ask)).await? {
             Ok(answered) => answered,
             Err::<_, AskError>(error) => return Ok(Err(error.into())),
         };

@@ -7,9 +7,10 @@ use scouter_net::packet::quoted::{ExtensionObject, MplsLabel};
 use scouter_net::policy::Policy;
 use scouter_net::series::{Event, Verdict};
 use scouter_net::trace::{self, ProbePacket, ProbeResponse, Protocol, ResponseKind, TraceError, TraceParameters};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::Resource;
 
+use super::events::Events;
 use super::{EngineError, RunState, parse_address, wit};
 use crate::sandbox::budget::Use;
 use wit::hops as guest;
@@ -23,7 +24,7 @@ const MAX_FLOWS: u16 = 16;
 /// Probes under way. Dropping it ends the sending and frees its ports and identifiers.
 pub struct Trace {
     engine: trace::Trace,
-    events: mpsc::UnboundedReceiver<Event<ProbeResponse>>,
+    events: Events<ProbeResponse>,
     _counted: OwnedSemaphorePermit,
 }
 
@@ -93,8 +94,10 @@ impl RunState {
         };
         let (services, rate) = (self.services.clone(), self.guest.budget.rate(bytes));
         // On the I/O runtime: the trace's task and sockets must live there.
-        Ok(match self.on_io(async move { services.net.trace.start(target, &plan, rate) }).await? {
-            Ok((engine, events)) => Ok(Trace { engine, events, _counted: counted }),
+        Ok(match self.on_io(async move { services.net.trace.start(target, &plan, rate).await }).await? {
+            Ok((engine, events)) => {
+                Ok(Trace { engine, events: Events::every(Duration::ZERO, events), _counted: counted })
+            }
             Err(TraceError::Start(error)) => Err(error.into()),
             Err(TraceError::Question(why)) => Err(NetError::Invalid(why.to_string())),
         })
@@ -129,14 +132,14 @@ impl guest::HostTrace for RunState {
         Ok(())
     }
 
-    async fn next(&mut self, trace: Resource<Trace>) -> wasmtime::Result<Option<guest::HopEvent>> {
+    async fn next(&mut self, trace: Resource<Trace>) -> wasmtime::Result<guest::HopBatch> {
         self.call(0)?;
         let trace = self.guest.table.get_mut(&trace)?;
-        let event = trace.events.recv().await;
-        if event.is_none() && trace.engine.has_panicked().await {
+        let (events, complete) = trace.events.next().await;
+        if complete && trace.engine.has_panicked().await {
             return Err(wasmtime::Error::new(EngineError::Panicked));
         }
-        Ok(event.map(guest::HopEvent::from))
+        Ok(guest::HopBatch { events: events.into_iter().map(guest::HopEvent::from).collect(), complete })
     }
 
     async fn drop(&mut self, trace: Resource<Trace>) -> wasmtime::Result<()> {

@@ -1,23 +1,29 @@
 //! `icmp`: echo requests and what comes back.
 
+use std::time::Duration;
+
 use scouter_net::packet::{Mode, StartError};
 use scouter_net::ping::{EchoResponse, PingParameters, Session, seq};
 use scouter_net::policy::Policy;
 use scouter_net::series::{Event, Verdict};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::Resource;
 
+use super::events::Events;
 use super::{EngineError, RunState, parse_address, wit};
 use crate::sandbox::budget::Use;
-use wit::icmp::{EchoEvent, EchoParameters, EchoReply, IcmpError, SendFailure};
+use wit::icmp::{EchoBatch, EchoEvent, EchoParameters, EchoReply, IcmpError, SendFailure};
 use wit::net::NetError;
 
 /// A series under way. Dropping it ends the sending and frees its identifier.
 pub struct Echoes {
     session: Session,
-    events: mpsc::UnboundedReceiver<Event<EchoResponse>>,
+    events: Events<EchoResponse>,
     _counted: OwnedSemaphorePermit,
 }
+
+/// Events of so long a time are one batch: each batch costs a plugin a host call and a partial result.
+const BATCH: Duration = Duration::from_millis(100);
 
 /// Headers of an echo request: IPv6 and ICMP.
 const HEADERS: u32 = 48;
@@ -41,8 +47,8 @@ fn checked(plan: &EchoParameters) -> Result<PingParameters, NetError> {
     }
     Ok(PingParameters {
         count: plan.count,
-        interval: std::time::Duration::from_millis(plan.interval_ms.into()),
-        timeout: std::time::Duration::from_millis(plan.timeout_ms.into()),
+        interval: Duration::from_millis(plan.interval_ms.into()),
+        timeout: Duration::from_millis(plan.timeout_ms.into()),
         payload_size: plan.payload_size,
         ttl: plan.ttl,
         dont_fragment: plan.dont_fragment,
@@ -67,7 +73,7 @@ impl RunState {
         let (services, rate) = (self.services.clone(), self.guest.budget.rate(bytes));
         // On the I/O runtime: the session's task and sockets must live there.
         Ok(match self.on_io(async move { services.net.ping.start(target, &plan, rate) }).await? {
-            Ok((session, events)) => Ok(Echoes { session, events, _counted: counted }),
+            Ok((session, events)) => Ok(Echoes { session, events: Events::every(BATCH, events), _counted: counted }),
             Err(error) => Err(error.into()),
         })
     }
@@ -89,14 +95,14 @@ impl wit::icmp::HostEchoes for RunState {
         Ok(self.guest.table.get(&echoes)?.session.mode().into())
     }
 
-    async fn next(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<Option<EchoEvent>> {
+    async fn next(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<EchoBatch> {
         self.call(0)?;
         let echoes = self.guest.table.get_mut(&echoes)?;
-        let event = echoes.events.recv().await;
-        if event.is_none() && echoes.session.has_panicked().await {
+        let (events, complete) = echoes.events.next().await;
+        if complete && echoes.session.has_panicked().await {
             return Err(wasmtime::Error::new(EngineError::Panicked));
         }
-        Ok(event.map(EchoEvent::from))
+        Ok(EchoBatch { events: events.into_iter().map(EchoEvent::from).collect(), complete })
     }
 
     async fn drop(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<()> {

@@ -1,12 +1,14 @@
 //! The imports of a plugin: the bindings made from `wit/`, what one run may touch, and the linker.
 //!
-//! One file per import, named after its WIT file. An import checks what the guest gave, asks the policy whether the
+//! One file per import, named after its WIT file, and what they share. An import checks what the guest gave, asks the policy whether the
 //! target may be reached and the budget whether the run may use that much, and hands the work to an engine of
 //! `scouter-net`. What the network does is a typed error and never a trap; a limit of the sandbox is a trap.
 
 mod asn;
 mod browser;
 mod dns;
+// Events of a series, in batches.
+mod events;
 mod hops;
 mod http;
 mod icmp;
@@ -16,8 +18,10 @@ mod resolver;
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::Engine;
@@ -27,6 +31,7 @@ use wasmtime_wasi::{WasiCtxView, WasiView};
 use scouter_net::policy::{Denied, Permitted, Policy};
 
 use super::budget::{Exceeded, LimitHit, Use};
+use super::cpu::CpuTime;
 use super::guest::{Guest, Holds};
 use super::progress::Progress;
 use crate::services::Services;
@@ -83,12 +88,16 @@ impl From<tokio::task::JoinError> for EngineError {
     }
 }
 
-/// Does network work on the I/O runtime and waits for it; dropping the future stops the work.
-async fn on_io<T, F>(io: &Handle, work: F) -> Result<T, EngineError>
+/// Does network work on the I/O runtime and waits for it; dropping the future stops the work. A run that is there
+/// already does it in place, and is not charged for its CPU time.
+async fn on_io<T, F>(io: &Handle, guest: &CpuTime, work: F) -> Result<T, EngineError>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
+    if Handle::try_current().is_ok_and(|here| here.id() == io.id()) {
+        return guest.except(AssertUnwindSafe(work).catch_unwind()).await.map_err(|_| EngineError::Panicked);
+    }
     Ok(AbortOnDropHandle::new(io.spawn(work)).await?)
 }
 
@@ -103,7 +112,7 @@ impl RunState {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        on_io(&self.services.io, work).await.map_err(wasmtime::Error::new)
+        on_io(&self.services.io, &self.guest.budget.cpu, work).await.map_err(wasmtime::Error::new)
     }
 
     /// Asks the policy about an address that the guest names.
@@ -185,9 +194,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_of_an_engine_is_told_apart_from_a_trap() {
-        let io = Handle::current();
-        assert_eq!(on_io(&io, async { 1 }).await, Ok(1));
-        let panicked: Result<(), _> = on_io(&io, async { panic!("a mistake of an engine") }).await;
-        assert_eq!(panicked, Err(EngineError::Panicked));
+        let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+        for io in [Handle::current(), other.handle().clone()] {
+            let cpu = CpuTime::default();
+            assert_eq!(on_io(&io, &cpu, async { 1 }).await, Ok(1));
+            let panicked: Result<(), _> = on_io(&io, &cpu, async { panic!("a mistake of an engine") }).await;
+            assert_eq!(panicked, Err(EngineError::Panicked));
+        }
+        other.shutdown_background();
     }
 }

@@ -96,11 +96,19 @@ pub fn for_each_mut(schema: &mut Value, each: &mut impl FnMut(&mut Map<String, V
     }
 }
 
+/// A schema within its bounds.
+#[derive(Debug)]
+pub struct Bounded {
+    pub schema: Value,
+    /// JSON values in it, with its references expanded: a check takes so many steps for each value at most.
+    pub size: usize,
+}
+
 /// Reads a schema's text.
 ///
 /// # Errors
 /// Which bound it passes.
-pub fn parse(text: &str) -> Result<Value, String> {
+pub fn parse(text: &str) -> Result<Bounded, String> {
     if text.len() > BYTES {
         return Err(format!("has {} bytes; {BYTES} are allowed", text.len()));
     }
@@ -114,8 +122,8 @@ pub fn parse(text: &str) -> Result<Value, String> {
     }
     let mut bounds = Bounds { root: &schema, expanded: HashMap::new(), nested: 0 };
     bounds.check_keywords(&schema)?;
-    bounds.expanded(&schema)?;
-    Ok(schema)
+    let size = bounds.expanded(&schema)?.values;
+    Ok(Bounded { schema, size })
 }
 
 fn depth(value: &Value) -> usize {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::{Map, Value};
 
-use bounds::Steps;
+use bounds::{Bounded, Steps};
 use normalise::Accepts;
 
 pub use embed::components;
@@ -21,6 +21,8 @@ pub use expectation::expectation;
 const OPTIONS_STEPS: usize = 500_000;
 /// Steps of one check of a result: some tenths of a second.
 const RESULT_STEPS: usize = 5_000_000;
+/// Steps of a check that takes no time: some tenths of a millisecond.
+const QUICK_STEPS: usize = 10_000;
 /// Steps of a check after which the place of a mistake is not looked for: that may hold an error for each value.
 const LOCATED_STEPS: usize = 100_000;
 /// Bytes of one compiled regular expression.
@@ -47,6 +49,8 @@ fn compile(schema: &Value) -> Result<Validator, String> {
 #[derive(Debug)]
 pub struct OptionsSchema {
     schema: Value,
+    /// JSON values in the schema, with its references expanded: a check takes so many steps for each value at most.
+    pub size: usize,
     required: Vec<String>,
     properties: HashMap<String, Property>,
     validator: Validator,
@@ -77,7 +81,7 @@ impl OptionsSchema {
     }
 
     fn of(text: &str) -> Result<Self, String> {
-        let schema = bounds::parse(text)?;
+        let Bounded { schema, size } = bounds::parse(text)?;
         if schema.get("type").and_then(Value::as_str) != Some("object") {
             return Err("does not describe an object".into());
         }
@@ -91,7 +95,7 @@ impl OptionsSchema {
         }
         let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
         let required = required.filter_map(Value::as_str).map(str::to_owned).collect();
-        Ok(Self { schema, required, properties, validator })
+        Ok(Self { schema, size, required, properties, validator })
     }
 
     #[must_use]
@@ -218,7 +222,7 @@ impl ResultSchema {
     /// When the text is not a JSON Schema, or passes its bounds.
     pub fn parse(text: &str) -> Result<Self, String> {
         let of = |text| {
-            let schema = bounds::parse(text)?;
+            let Bounded { schema, .. } = bounds::parse(text)?;
             let validator = compile(&schema)?;
             Ok(Self { schema, validator })
         };
@@ -228,6 +232,12 @@ impl ResultSchema {
     #[must_use]
     pub fn json(&self) -> &Value {
         &self.schema
+    }
+
+    /// Does a check of this result take no more than some tenths of a millisecond?
+    #[must_use]
+    pub fn is_quick(&self, result: &Value) -> bool {
+        Steps { root: &self.schema, left: QUICK_STEPS }.count(&self.schema, result).is_some()
     }
 
     /// # Errors

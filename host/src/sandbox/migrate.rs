@@ -1,0 +1,113 @@
+//! Where a run is polled. Most runs wait for the network and compute for some tenths of a millisecond: they stay on the
+//! I/O thread that began them, next to their sockets, and no thread wakes another one. A run that still computes when
+//! the epoch clock ticks moves to the guests' threads for the rest of its life.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::Poll;
+
+use tokio::runtime::Handle;
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Runs that begin on the guests' threads after one that had to move there: a plugin that spins holds an I/O thread for
+/// one tick of the epoch clock in a hundred runs.
+const PENALTY: u32 = 100;
+
+/// Whether a run has computed until the epoch clock ticked.
+#[derive(Debug, Default, Clone)]
+pub struct Computes(Arc<AtomicBool>);
+
+impl Computes {
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is known of a plugin's earlier runs.
+#[derive(Debug, Default)]
+pub struct Habit(AtomicU32);
+
+impl Habit {
+    fn computes(&self) -> bool {
+        let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.is_ok()
+    }
+
+    /// Runs it here until it computes, then on `guests`. Dropping this stops the run wherever it is.
+    ///
+    /// # Errors
+    /// When the run panics on `guests`, or that runtime ends.
+    pub async fn run<F>(&self, run: F, computes: &Computes, guests: &Handle) -> Result<F::Output, JoinError>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send,
+    {
+        let mut run = Box::pin(run);
+        if !self.computes() {
+            let ended = poll_fn(|context| match run.as_mut().poll(context) {
+                Poll::Ready(output) => Poll::Ready(Some(output)),
+                Poll::Pending if computes.is_set() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            if let Some(output) = ended.await {
+                return Ok(output);
+            }
+            self.0.store(PENALTY, Ordering::Relaxed);
+        }
+        AbortOnDropHandle::new(guests.spawn(run)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn threads(name: &'static str) -> tokio::runtime::Runtime {
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        threads.worker_threads(1).thread_name(name).enable_all().build().expect("a runtime")
+    }
+
+    fn here() -> String {
+        std::thread::current().name().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn a_run_moves_when_it_computes_and_the_next_ones_begin_there() {
+        let (io, guests) = (threads("io"), threads("guest"));
+        let habit = Arc::new(Habit::default());
+        let run = |computing: bool| {
+            let (habit, guests) = (Arc::clone(&habit), guests.handle().clone());
+            let task = io.spawn(async move {
+                let computes = Computes::default();
+                let ticks = computes.clone();
+                let run = async move {
+                    let mut places = vec![here()];
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                    places.push(here());
+                    if computing {
+                        ticks.set();
+                    }
+                    tokio::task::yield_now().await;
+                    places.push(here());
+                    places
+                };
+                habit.run(run, &computes, &guests).await.expect("no panic")
+            });
+            io.block_on(task).expect("no panic")
+        };
+        assert_eq!(run(false), ["io", "io", "io"]);
+        assert_eq!(run(true), ["io", "io", "guest"]);
+        for _ in 0..PENALTY {
+            assert_eq!(run(false), ["guest"; 3]);
+        }
+        assert_eq!(run(false), ["io", "io", "io"]);
+        io.shutdown_background();
+        guests.shutdown_background();
+    }
+}
