@@ -30,6 +30,7 @@ pub fn trials() -> Vec<Trial> {
         a_plugin_sees_nothing_of_the_host,
         sessions_and_packets_are_counted,
         every_import_asks_the_budget,
+        a_run_finds_nothing_of_those_before,
         a_guest_is_charged_for_the_cpu_time_that_it_got,
         a_panic_of_an_engine_is_the_servers_error_and_frees_its_slot,
     );
@@ -168,6 +169,16 @@ fn sessions_and_packets_are_counted() {
     let open = &attack(&server, "sockets", 100)["result"]["open"];
     let planned = &attack(&server, "packets", 0)["result"]["planned"];
     assert_eq!((open, planned), (&json!(32), &json!(10_000)));
+}
+
+/// Memory is used again: more than is cleared in place, and less.
+fn a_run_finds_nothing_of_those_before() {
+    let server = server(&[("SCOUTER_MAX_PROCESS_COUNT", "1")]);
+    for bytes in [64 << 10, 200 << 10, 32 << 20, 100 << 10, 48 << 20] {
+        assert_eq!(attack(&server, "leave", bytes)["failed"], json!(false));
+        let test = attack(&server, "find", 48 << 20);
+        assert_eq!(test["result"], json!({"found": 0, "left": 0}), "{bytes}");
+    }
 }
 
 /// Each row is a way past a limit that an import did not ask about.

@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 use std::net::{TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use scouter_sdk::bindings::exports::scouter::probe::test::{Description, Guest, Outcome};
 use scouter_sdk::bindings::scouter::probe::{browser, hops, http, icmp, net, report, resolver};
@@ -15,6 +16,15 @@ struct Hostile;
 
 /// What `describe` does: tests change these bytes in a copy of the file. Read at run time, so that they stay there.
 static DESCRIBE: [u8; 16] = *b"describe:honest ";
+
+/// What a run leaves for the next one to find.
+static LEFT: AtomicU64 = AtomicU64::new(0);
+
+/// So many bytes of memory in words, as the host gives it: nobody is asked to clear it, and it is never freed.
+fn new_memory(bytes: usize) -> impl Iterator<Item = *mut u64> {
+    let words = Vec::<u64>::with_capacity(bytes / 8).leak().as_mut_ptr();
+    (0..bytes / 8).map(move |word| words.wrapping_add(word))
+}
 
 fn outcome(result: &Value) -> Outcome {
     Outcome { failed: false, message: None, result: result.to_string() }
@@ -182,6 +192,16 @@ impl Guest for Hostile {
                 (0..n as u64 * 1_000_000)
                     .for_each(|step| x = black_box(x.wrapping_mul(6_364_136_223_846_793_005) ^ step));
                 black_box(x);
+            }
+            "leave" => {
+                LEFT.store(n as u64, Ordering::Relaxed);
+                #[expect(unsafe_code, reason = "within the allocation")]
+                new_memory(n).for_each(|word| unsafe { word.write_volatile(u64::MAX) });
+            }
+            "find" => {
+                #[expect(unsafe_code, reason = "what is there without having been written is the question")]
+                let found = new_memory(n).filter(|word| unsafe { word.read_volatile() } == u64::MAX).count();
+                return outcome(&json!({"found": found, "left": LEFT.load(Ordering::Relaxed)}));
             }
             "say" => return outcome(&json!({"said": options["say"], "rows": [{"said": options["say"]}]})),
             "flood" => {

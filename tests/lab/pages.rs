@@ -128,22 +128,25 @@ fn every_failure_has_its_code(lab: &Lab) {
     let server = server(lab, &[]);
     let site = Site::new(lab, |path| {
         match path {
-        "/reset" => Reply::Reset,
-        "/empty" => Reply::Raw(vec![]),
-        "/short" => response("200 OK", "Content-Type: text/html\r\nContent-Length: 1000\r\n", "<p>short"),
-        "/silent" => Reply::Silence,
-        "/flood" => Reply::Flood,
-        "/fetches" => Reply::Html("<script>fetch('/flood').then(r => r.arrayBuffer())</script><img src=/flood>".into()),
-        "/storm" => Reply::Html(
-            // What is never answered keeps the page from being quiet on a machine that is busy with other things.
-            "<img src=/silent><script>for (let i = 0; i < 2500; i++) fetch('/x' + i).catch(() => {});</script>".into(),
-        ),
-        "/late" => Reply::Html("<p>one <img src=/silent>".into()),
-        "/sees" => Reply::Html(
-            "<img src=http://10.77.0.8:9999/a.png><img src=http://nothing.lab.test/b.png><img src=/reset>".into(),
-        ),
-        _ => response("404 Not Found", "Content-Length: 0\r\n", ""),
-    }
+            "/reset" => Reply::Reset,
+            "/empty" => Reply::Raw(vec![]),
+            "/short" => response("200 OK", "Content-Type: text/html\r\nContent-Length: 1000\r\n", "<p>short"),
+            "/silent" => Reply::Silence,
+            "/flood" => Reply::Flood,
+            "/fetches" => {
+                Reply::Html("<script>fetch('/flood').then(r => r.arrayBuffer())</script><img src=/flood>".into())
+            }
+            "/storm" => Reply::Html(
+                // What is never answered keeps the page from being quiet on a machine that is busy with other things.
+                "<img src=/silent><script>for (let i = 0; i < 2500; i++) fetch('/x' + i).catch(() => {});</script>"
+                    .into(),
+            ),
+            "/late" => Reply::Html("<p>one <img src=/silent>".into()),
+            "/sees" => Reply::Html(
+                "<img src=http://10.77.0.8:9999/a.png><img src=http://nothing.lab.test/b.png><img src=/reset>".into(),
+            ),
+            _ => response("404 Not Found", "Content-Length: 0\r\n", ""),
+        }
     });
     for driver in DRIVERS {
         let parent = |url: String, timeout_ms: u32| {

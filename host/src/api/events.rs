@@ -72,6 +72,9 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
     if watch.paused {
         tokio::time::sleep(PAUSE).await;
     }
+    if watch.reader.is_abandoned() {
+        return None;
+    }
     let since = watch.reader.receipt().since(watch.sent);
     watch.sent = since.up_to;
     watch.paused = !since.events.is_empty();

@@ -205,8 +205,8 @@ impl Receipts {
         self.running.lock().retain(|_, receipt| {
             let alive = receipt.made.elapsed() < self.budget.lifetime;
             if !alive {
-                receipt.cancel.cancel();
                 receipt.leave(&self.gone);
+                receipt.cancel.cancel();
             }
             alive
         });

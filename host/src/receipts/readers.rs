@@ -54,6 +54,12 @@ impl Reader {
     pub fn receipt(&self) -> &Receipt {
         &self.0
     }
+
+    /// Was the receipt deleted, or has it expired, before its tests were finished?
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.0.cancel.is_cancelled() && self.0.readers.0.lock().gone.is_some()
+    }
 }
 
 impl Drop for Reader {

@@ -91,12 +91,11 @@ pub fn run(parameters: &Parameters, mut progress: impl FnMut(&TraceResult)) -> R
     let mut result = TraceResult::new(parameters, &trace.properties());
     loop {
         let batch = trace.next();
-        // All of them, whatever the first one says.
-        let has_grown = batch.events.into_iter().fold(false, |grown, event| path.add(event) || grown);
+        let growths = batch.events.into_iter().map(|event| path.add(event)).filter(|has_grown| *has_grown).count();
         if batch.complete {
             break;
         }
-        if has_grown {
+        if growths > 0 {
             if let Some(ttl) = path.end_ttl() {
                 trace.limit_ttl(ttl);
             }
