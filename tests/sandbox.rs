@@ -60,6 +60,7 @@ fn every_attack_ends_with_its_reason() {
         ("log", 2_000, "log_limit"),
         ("call", 10_001, "host_call_limit"),
         ("call with much", 50, "host_call_limit"),
+        ("ask with much", 50, "host_call_limit"),
         ("list", 100_000, "call_size_limit"),
         ("allocate", 1 << 30, "memory_limit"),
         ("handles", 100_000, "handle_limit"),

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use scouter_net::policy::{Policy, Rule};
+use scouter_net::policy::{Names, Policy, Rule};
 
 /// IPv6 addresses that lead to this IPv4 address.
 fn forms(v4: Ipv4Addr) -> [Ipv6Addr; 6] {
@@ -30,7 +30,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     for rule in allow.iter().chain(&deny) {
         assert_eq!(rule.to_string().parse().as_ref(), Ok(rule));
     }
-    let name = lines.next();
+    let mut names = || lines.next().unwrap_or_default().to_owned();
+    let names = Names::new(&names(), &names(), &[names()]);
+    let name = data.first().is_some_and(|byte| byte & 1 == 1).then_some(&names);
     let v6 = Ipv6Addr::from(*bytes);
     let v4 = Ipv4Addr::from([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let default = Policy::new(vec![], vec![], Arc::default());

@@ -27,7 +27,10 @@ pub mod trace;
 mod family;
 // How late the I/O threads serve a socket that is ready.
 pub mod lag;
-mod metered;
+// What an HTTP server may answer.
+pub mod limits;
+// Streams that leave the thread to others, and whose bytes are counted.
+pub mod metered;
 // Domain names as they go on the wire.
 pub mod name;
 // Errors of the operating system.

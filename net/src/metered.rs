@@ -6,7 +6,9 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,17 +19,60 @@ pub const READ_BYTES: usize = 8 << 10;
 const TURN_BYTES: usize = 32 << 10;
 const TURN: Duration = Duration::from_micros(200);
 
-/// A stream whose reader yields to the scheduler.
-pub struct Metered<S> {
+/// Who is told what passes through a stream.
+pub trait Observe: Send + Unpin {
+    /// Before each read.
+    ///
+    /// # Errors
+    /// When nothing more shall be read.
+    fn reads(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// After each read.
+    ///
+    /// # Errors
+    /// When the reader shall not have these bytes.
+    fn has_read(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// After each write.
+    fn has_written(&mut self) {}
+}
+
+/// Bytes that came over the connections of one exchange. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Received(Arc<AtomicU64>);
+
+impl Received {
+    pub fn add(&self, bytes: usize) {
+        self.0.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Observe for Received {
+    fn has_read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.add(bytes.len());
+        Ok(())
+    }
+}
+
+/// A stream whose reader yields to the scheduler, and whose observer is told what passes.
+pub struct Metered<S, O> {
     inner: S,
+    observer: O,
     /// Since the reader last waited.
     bytes: usize,
     since: Option<Instant>,
 }
 
-impl<S> Metered<S> {
-    pub fn new(inner: S) -> Self {
-        Self { inner, bytes: 0, since: None }
+impl<S, O> Metered<S, O> {
+    pub fn new(inner: S, observer: O) -> Self {
+        Self { inner, observer, bytes: 0, since: None }
     }
 
     /// Does the reader have to wait for its next turn?
@@ -47,40 +92,36 @@ impl<S> Metered<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+impl<S: AsyncRead + Unpin, O: Observe> AsyncRead for Metered<S, O> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.yields(cx) {
             return Poll::Pending;
         }
-        let polled = read_up_to(READ_BYTES, Pin::new(&mut self.inner), cx, buffer);
-        match &polled {
-            Poll::Ready(Ok(count)) => self.bytes += count,
-            _ => self.rest(),
+        self.observer.reads()?;
+        let most = READ_BYTES.min(buffer.remaining());
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
+        let polled = Pin::new(&mut self.inner).poll_read(cx, &mut part);
+        let read = part.filled().len();
+        match polled {
+            Poll::Ready(Ok(())) => {
+                self.bytes += read;
+                self.observer.has_read(part.filled())?;
+                buffer.advance(read);
+                Poll::Ready(Ok(()))
+            }
+            other => {
+                self.rest();
+                other
+            }
         }
-        polled.map_ok(|_| ())
     }
 }
 
-/// Reads `most` bytes at most, and says how many.
-pub fn read_up_to<S: AsyncRead + Unpin>(
-    most: usize,
-    inner: Pin<&mut S>,
-    cx: &mut Context<'_>,
-    buffer: &mut ReadBuf<'_>,
-) -> Poll<io::Result<usize>> {
-    let most = most.min(buffer.remaining());
-    let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
-    let polled = inner.poll_read(cx, &mut part);
-    let count = part.filled().len();
-    polled.map_ok(|()| {
-        buffer.advance(count);
-        count
-    })
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncWrite + Unpin, O: Observe> AsyncWrite for Metered<S, O> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, data)
+        let written = ready!(Pin::new(&mut self.inner).poll_write(cx, data))?;
+        self.observer.has_written();
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -88,7 +129,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
+        let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, parts))?;
+        self.observer.has_written();
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -123,8 +166,10 @@ mod tests {
 
     #[test]
     fn a_reader_of_a_flood_waits_for_its_next_turn() {
-        let mut stream = Metered::new(Flood);
+        let received = Received::default();
+        let mut stream = Metered::new(Flood, received.clone());
         let mut cx = Context::from_waker(Waker::noop());
+        let mut all = 0;
         for turn in 0..3 {
             let mut bytes = 0;
             loop {
@@ -138,12 +183,14 @@ mod tests {
                 bytes += buffer.filled().len();
             }
             assert!((1..=TURN_BYTES).contains(&bytes), "turn {turn}: {bytes} bytes");
+            all += bytes;
         }
+        assert_eq!(received.bytes(), all as u64);
     }
 
     #[test]
     fn a_reader_that_takes_its_time_over_little_waits_too() {
-        let mut stream = Metered::new(Flood);
+        let mut stream = Metered::new(Flood, Received::default());
         let mut cx = Context::from_waker(Waker::noop());
         let mut read = || {
             let mut byte = [0];

@@ -8,7 +8,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use scouter_sdk::bindings::exports::scouter::probe::test::{Description, Guest, Outcome};
-use scouter_sdk::bindings::scouter::probe::{browser, hops, http, icmp, net, report, resolver};
+use scouter_sdk::bindings::scouter::probe::{browser, dns, hops, http, icmp, net, report, resolver};
 use serde_json::{Value, json};
 use wasip2::clocks::monotonic_clock;
 
@@ -116,6 +116,20 @@ impl Guest for Hostile {
             "call with much" => {
                 let much = "x".repeat(200_000);
                 (0..n).for_each(|_| report::progress(&much));
+            }
+            "ask with much" => {
+                let question = dns::Question { name: "a".into(), type_: "x".repeat(200_000), class: "IN".into() };
+                let query = dns::Query {
+                    question,
+                    server: to.into(),
+                    port: None,
+                    transport: dns::Transport::Udp,
+                    server_name: None,
+                    recursion_desired: true,
+                    dnssec_ok: false,
+                    timeout_ms: 1,
+                };
+                (0..n).for_each(|_| drop(dns::ask(&query)));
             }
             "list" => {
                 let headers = (0..n).map(|_| http::Header { name: String::new(), value: String::new() }).collect();

@@ -1,8 +1,9 @@
 //! Browsers that die, and servers that do (threat 54): the test says so, and nothing is left running.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         pages_know_nothing_of_each_other,
         whatever_dies_the_test_says_so_and_the_next_one_works,
         a_server_that_is_killed_leaves_nothing_behind,
+        what_outlives_a_killed_supervisor_is_ended_and_removed,
+        what_killed_servers_have_left_the_next_one_removes,
         four_at_once_and_no_more_than_there_are_ports,
         browsers_that_nobody_uses_are_stopped,
         a_host_without_a_browser_says_what_is_missing,
@@ -183,6 +186,70 @@ fn a_server_that_is_killed_leaves_nothing_behind(lab: &Lab) {
         let own = |name: &String| all.iter().any(|(_, line)| line.contains(name.as_str()));
         until("nor its folders", || !folders().iter().any(own));
     }
+}
+
+/// Instead of Firefox: something that writes to the browser's folder without an end, in a session of its own.
+const WRITER: &str = r#"#!/bin/sh
+setsid sh -c 'while :; do mkdir -p "$TMPDIR/a/b"; echo x >"$TMPDIR/a/b/$(date +%N)"; done' &
+sleep 1000
+"#;
+
+/// A server that starts it, the folder that it lives in, and its supervisor.
+fn with_writer(lab: &Lab, name: &str) -> (Server, PathBuf, String) {
+    let programs = lab.path(&format!("{name}/programs"));
+    let temporary = lab.path(&format!("{name}/temporary"));
+    for folder in [&programs, &temporary] {
+        std::fs::create_dir_all(folder).expect("made");
+    }
+    let fake = programs.join("firefox-esr");
+    std::fs::write(&fake, WRITER).expect("written");
+    std::fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").expect("a path"));
+    let server = server(lab, &[("PATH", &path), ("TMPDIR", temporary.to_str().expect("UTF-8"))]);
+    let payload = json!({"browser_request": [{"url": "http://www.lab.test/", "driver": "firefox"}]});
+    server.request("POST", "/api/v1.0/tests", Some(&payload.to_string()));
+    let folder = || std::fs::read_dir(&temporary).expect("a folder").flatten().next().map(|entry| entry.path());
+    until("it writes", || folder().is_some_and(|folder| folder.join("a/b").exists()));
+    let folder = folder().expect("a folder");
+    let supervisor = tree(&server).into_iter().find(|(_, line)| line.contains(" supervise ")).expect("a supervisor").0;
+    (server, folder, supervisor)
+}
+
+/// Processes that have this folder for their temporary files.
+fn living_in(folder: &Path) -> usize {
+    let wanted = [b"TMPDIR=", folder.as_os_str().as_encoded_bytes()].concat();
+    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+    let environments = processes.filter_map(|process| std::fs::read(process.path().join("environ")).ok());
+    environments.filter(|environment| environment.split(|byte| *byte == 0).any(|variable| variable == wanted)).count()
+}
+
+fn kill(signal: &str, pid: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().is_ok_and(|status| status.success()));
+}
+
+fn what_outlives_a_killed_supervisor_is_ended_and_removed(lab: &Lab) {
+    let (server, folder, supervisor) = with_writer(lab, "outlives");
+    kill("-9", &supervisor);
+    until("nobody lives there any more", || living_in(&folder) == 0);
+    until("the folder is gone", || !folder.exists());
+    drop(server);
+}
+
+fn what_killed_servers_have_left_the_next_one_removes(lab: &Lab) {
+    let (mut first, folder, supervisor) = with_writer(lab, "left");
+    // Neither has time for the other's end.
+    kill("-STOP", &supervisor);
+    first.signal(nix::sys::signal::SIGKILL);
+    first.wait();
+    kill("-9", &supervisor);
+    assert!(living_in(&folder) > 0 && folder.exists());
+    let long_ago = SystemTime::now() - Duration::from_mins(5);
+    std::fs::File::open(&folder).expect("opened").set_modified(long_ago).expect("set");
+    let temporary = folder.parent().expect("a folder").to_str().expect("UTF-8");
+    let next = server(lab, &[("TMPDIR", temporary)]);
+    until("nobody lives there any more", || living_in(&folder) == 0);
+    until("the folder is gone", || !folder.exists());
+    drop(next);
 }
 
 fn four_at_once_and_no_more_than_there_are_ports(lab: &Lab) {

@@ -14,6 +14,7 @@ use super::policy::with_resolv_conf;
 use crate::support::SOON;
 use crate::support::lab::Lab;
 use crate::support::server::Server;
+use crate::support::until;
 use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
@@ -466,9 +467,20 @@ fn a_link_local_name_server_is_asked_on_its_interface(lab: &Lab) {
     let address = shown.split_whitespace().nth(3).and_then(|net| net.split('/').next()).expect("an address");
     let scope = lab.target.inside(|| nix::net::if_::if_nametoindex("veth0").expect("an index"));
     let bound = SocketAddrV6::new(address.parse().expect("an address"), 53, 0, scope);
+    // Nobody may have it before it is known that no neighbour has it (RFC 4862, section 5.4).
+    until("the address can be used", || lab.target.inside(|| UdpSocket::bind(bound).is_ok()));
     name_server(lab, bound, |question| with_lab_address(question, 4));
     let server = resolving(lab, "link-local.conf", &format!("nameserver {address}%veth0\n"));
     let ping = server.test("ping", &json!({"dst": "x.example", "family": "4", "count": 1}));
     assert_eq!(ping["result"]["address"], "10.77.0.4", "{ping}");
     assert_eq!(lookup(&server, json!({"qname": "x.example"}))["answer"][0]["rdata"], "10.77.0.4");
+    let trace = server.test("dns_traceroute", &json!({"qname": "x.example"}));
+    assert_eq!((&trace["failed"], &trace["result"]["rcode"]), (&json!(false), &json!("ok")), "{trace}");
+    // Nobody speaks QUIC there: it is asked all the same.
+    let quic = SocketAddrV6::new(*bound.ip(), 853, 0, scope);
+    let quic = lab.target.inside(|| UdpSocket::bind(quic).expect("bound"));
+    quic.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+    let test = server.test("dns_lookup", &json!({"qname": "x.example", "transport": "quic"}));
+    assert_eq!(test["failed"], json!(true), "{test}");
+    assert!(quic.recv(&mut [0; 2048]).is_ok_and(|length| length >= 1200), "an Initial packet (RFC 9000, section 14.1)");
 }

@@ -21,6 +21,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         a_rebinding_name_reaches_only_what_is_open,
         proxies_of_the_environment_are_not_used,
         names_can_be_opened_and_closed,
+        names_behind_a_name_are_denied_and_open_nothing,
         own_name_servers_may_always_be_asked,
         name_servers_that_may_be_asked_follow_resolv_conf,
         addresses_of_this_host_are_closed_as_long_as_it_has_them,
@@ -302,6 +303,30 @@ fn names_can_be_opened_and_closed(lab: &Lab) {
         mixed["message"].as_str().is_some_and(|m| m.contains("is not allowed")),
         "an open name opens no other address: {mixed}"
     );
+}
+
+/// What the search list makes of a name, and what the answers about it go on to: `alias` is a CNAME of `www`.
+fn names_behind_a_name_are_denied_and_open_nothing(lab: &Lab) {
+    let resolv_conf = lab.path("search-policy.conf");
+    std::fs::write(&resolv_conf, "nameserver 10.77.0.2\nsearch lab.test\n").expect("written");
+    let open = |server: &Server, target: &str| {
+        let ping = server.test("ping", &json!({"dst": target, "count": 1, "family": "4"}));
+        let options = json!({"url": format!("http://{target}:80/"), "family": "4", "timeout_ms": 1000});
+        let http = server.test("http_request", &options);
+        let refused = |test: &Value| test["message"].as_str().is_some_and(|message| message.contains("is not allowed"));
+        assert_eq!(refused(&ping), refused(&http), "{target}: {ping} {http}");
+        assert_eq!(ping["failed"], json!(refused(&ping)), "{target}: {ping}");
+        !refused(&ping)
+    };
+    let denies = with_resolv_conf(lab, &resolv_conf, &[("SCOUTER_TARGETS_DENY", "www.lab.test")]);
+    for (target, is_open) in [("www", false), ("alias.lab.test", false), ("alias", false), ("v4", true)] {
+        assert_eq!(open(&denies, target), is_open, "{target}");
+    }
+    drop(denies);
+    let allows = with_resolv_conf(lab, &resolv_conf, &[("SCOUTER_TARGETS_ALLOW", "www.lab.test")]);
+    for (target, is_open) in [("www", true), ("www.lab.test", true), ("alias.lab.test", false), ("alias", false)] {
+        assert_eq!(open(&allows, target), is_open, "{target}");
+    }
 }
 
 fn own_name_servers_may_always_be_asked(lab: &Lab) {

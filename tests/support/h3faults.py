@@ -22,6 +22,8 @@ BEHAVIOURS = {
     "interim responses flood": HINTS * 10_000,
     "bytes flood": OK + BYTE * 50_000,
     "empty DATA frames flood": OK + EMPTY * 50_000,
+    # 16 MiB are announced, and some of them come.
+    "an endless unknown frame": OK + b"\x21\x81\x00\x00\x00" + bytes(3 << 20),
     "unknown frames flood": OK + b"\x21\x00" * 100_000 + BYTE * 2,
 }
 

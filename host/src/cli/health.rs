@@ -39,7 +39,7 @@ pub fn health(health: &Health) -> anyhow::Result<ExitCode> {
     let scheme = if health.tls_cert.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}/healthz", SocketAddr::new(address, health.port));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (tls, _) = Tls::open()?.client(&["http/1.1"], false)?;
+    let (tls, _) = Tls::open()?.client(&["http/1.1"])?;
     let client = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().timeout(TIMEOUT).build()?;
     let answer = runtime.block_on(async { client.get(&url).send().await });
     let status = answer.with_context(|| format!("{url} does not answer"))?.status();

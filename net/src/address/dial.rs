@@ -8,7 +8,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
 use crate::os_error::description;
-use crate::policy::{Denied, Permitted, Policy};
+use crate::policy::{Denied, Names, Permitted, Policy};
 
 /// Connection Attempt Delay: from one attempt to the next, while none has succeeded (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -26,11 +26,11 @@ pub enum DialError {
 ///
 /// # Errors
 /// The first refusal, when nothing is left.
-pub fn vet(policy: &Policy, addresses: &[IpAddr], name: Option<&str>) -> Result<Vec<Permitted>, Denied> {
+pub fn vet(policy: &Policy, addresses: &[IpAddr], names: Option<&Names>) -> Result<Vec<Permitted>, Denied> {
     let mut refused = None;
     let (mut v6, mut v4) = (vec![], vec![]);
     for address in addresses {
-        match policy.permit(*address, name) {
+        match policy.permit(*address, names) {
             Ok(permitted) if permitted.address().is_ipv6() => v6.push(permitted),
             Ok(permitted) => v4.push(permitted),
             Err(denied) => refused = refused.or(Some(denied)),
@@ -108,7 +108,8 @@ mod tests {
     fn vetted(allow: &str, addresses: &[&str]) -> Result<Vec<String>, Denied> {
         let policy = Policy::new(vec![allow.parse().expect("rule")], vec![], Arc::default());
         let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().expect("address")).collect();
-        vet(&policy, &addresses, Some("x.example")).map(|open| open.iter().map(|p| p.address().to_string()).collect())
+        vet(&policy, &addresses, Some(&Names::of("x.example")))
+            .map(|open| open.iter().map(|p| p.address().to_string()).collect())
     }
 
     #[test]

@@ -9,7 +9,7 @@
 pub mod dial;
 mod query;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,10 +20,10 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 
 use crate::FamilyFilter;
 use crate::name::ascii_name;
-use crate::packet::route::has_route;
-use crate::policy::{Permitted, Policy};
+use crate::packet::route::{DISCARD_PORT, leads_somewhere};
+use crate::policy::{Names, Permitted, Policy};
 use crate::system::{ResolverConfig, System};
-use query::{LookupFailure, NameServers};
+use query::{Answers, LookupFailure, NameServers};
 
 /// A lookup ends after this, whatever the configuration says.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +40,14 @@ pub struct Resolver {
     policy: Policy,
     /// Counts lookups: where `rotate` begins.
     rotation: AtomicUsize,
+}
+
+/// What a lookup has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub addresses: Vec<IpAddr>,
+    /// Under which names. None of a literal address.
+    pub names: Names,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +84,7 @@ impl Resolver {
     ///
     /// # Errors
     /// See [`LookupError`].
-    pub async fn lookup(&self, name: &str, family: FamilyFilter) -> Result<Vec<IpAddr>, LookupError> {
+    pub async fn lookup(&self, name: &str, family: FamilyFilter) -> Result<Found, LookupError> {
         let unresolved = |reason: &str| {
             let shown: String = name.chars().take(255).collect();
             LookupError::Unresolved { name: shown.escape_debug().to_string(), reason: reason.into() }
@@ -89,15 +97,17 @@ impl Resolver {
                 FamilyFilter::V6 => address.is_ipv6(),
             };
             let wanted = if family == FamilyFilter::V4 { "an IPv4 address" } else { "an IPv6 address" };
-            return if fits { Ok(vec![address]) } else { Err(unresolved(&format!("it is not {wanted}"))) };
+            let found = Found { addresses: vec![address], names: Names::default() };
+            return if fits { Ok(found) } else { Err(unresolved(&format!("it is not {wanted}"))) };
         }
         let ascii = ascii_name(name).ok_or_else(|| unresolved("it is not a valid name"))?;
         match tokio::time::timeout(TIMEOUT, self.search(&ascii, family)).await {
             Err(_) => Err(LookupError::Timeout),
             Ok(Err(failure)) => Err(unresolved(&failure.to_string())),
-            Ok(Ok(mut addresses)) => {
-                addresses.truncate(MAX_ADDRESSES);
-                Ok(in_order(addresses))
+            Ok(Ok((looked_up, mut answers))) => {
+                answers.addresses.truncate(MAX_ADDRESSES);
+                let names = Names::new(name, &looked_up, &answers.aliases);
+                Ok(Found { addresses: in_order(answers.addresses), names })
             }
         }
     }
@@ -128,18 +138,19 @@ impl Resolver {
         Some(name.trim_end_matches('.').to_owned())
     }
 
-    /// The hosts file, then the name and what the search list makes of it, in the order of resolv.conf(5).
-    async fn search(&self, name: &str, family: FamilyFilter) -> Result<Vec<IpAddr>, LookupFailure> {
-        let static_addresses = self.hosts(name, family);
-        if !static_addresses.is_empty() {
-            return Ok(static_addresses);
+    /// The hosts file, then the name and what the search list makes of it, in the order of resolv.conf(5). The name that
+    /// there is, and what is known of it.
+    async fn search(&self, name: &str, family: FamilyFilter) -> Result<(String, Answers), LookupFailure> {
+        let addresses = self.hosts(name, family);
+        if !addresses.is_empty() {
+            return Ok((name.to_owned(), Answers { addresses, aliases: vec![] }));
         }
         let config = self.system.resolver_config();
         let servers = self.name_servers(&config, QUESTIONS);
         let mut first_failure = None;
         for candidate in candidates(name, &config) {
             match servers.addresses_of(&candidate, family).await {
-                Ok(addresses) => return Ok(addresses),
+                Ok(answers) => return Ok((candidate, answers)),
                 // Who does not answer this one does not answer the next one either.
                 Err(failure @ LookupFailure::NoAnswer { .. }) => return Err(first_failure.unwrap_or(failure)),
                 // The first failure is that of the name as it was most likely meant.
@@ -184,7 +195,7 @@ fn candidates(name: &str, config: &ResolverConfig) -> Vec<String> {
 fn in_order(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     let (mut v6, mut v4): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_ipv6);
     match v6.first() {
-        Some(first) if !v4.is_empty() && !has_route(*first) => {
+        Some(first) if !v4.is_empty() && !leads_somewhere(SocketAddr::new(*first, DISCARD_PORT)) => {
             v4.extend(v6);
             v4
         }

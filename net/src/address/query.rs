@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::FamilyFilter;
 use crate::dns::{self, AskError, Question, Request, Transport};
+use crate::metered::Received;
 use crate::policy::Permitted;
 use crate::system::ResolverConfig;
 
@@ -42,16 +43,30 @@ pub struct NameServers {
     no_aaaa: bool,
 }
 
+/// A resolver follows so many aliases at most; most of them fewer.
+const ALIASES: usize = 16;
+
+/// What the answers about a name hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answers {
+    /// IPv6 first.
+    pub addresses: Vec<IpAddr>,
+    /// Names that the answers went on to.
+    pub aliases: Vec<String>,
+}
+
 /// What one answer holds of one type.
 struct Records {
     name_exists: bool,
     data: Vec<String>,
+    aliases: Vec<String>,
 }
 
 /// What is known of a name so far; None is not known yet, an empty list says that there is nothing or that it is not wanted.
 struct Known {
     aaaa: Option<Vec<IpAddr>>,
     a: Option<Vec<IpAddr>>,
+    aliases: Vec<String>,
     nxdomain: bool,
 }
 
@@ -68,8 +83,8 @@ impl NameServers {
         }
     }
 
-    /// The addresses of a complete name, IPv6 first. Each server in turn, and those that were silent again.
-    pub async fn addresses_of(&self, name: &str, family: FamilyFilter) -> Result<Vec<IpAddr>, LookupFailure> {
+    /// The addresses of a complete name. Each server in turn, and those that were silent again.
+    pub async fn addresses_of(&self, name: &str, family: FamilyFilter) -> Result<Answers, LookupFailure> {
         let mut known = Known::wanted(family, self.no_aaaa);
         let mut failure = LookupFailure::NoNameServer;
         let mut servers = self.servers.clone();
@@ -139,11 +154,18 @@ impl NameServers {
             timeout: self.timeout,
         };
         let failure = |problem: String| LookupFailure::ServerFailure { server: server.address(), problem };
-        match dns::ask_unencrypted(server, &request).await {
+        match dns::ask_unencrypted(server, &request, &Received::default()).await {
             // A resolver gives the whole chain of aliases: the addresses at its end are among the answers.
             Ok(answer) if matches!(answer.rcode, 0 | 3) => {
-                let records = answer.answers.into_iter().filter(|record| record.rtype == rtype);
-                Ok(Records { name_exists: answer.rcode == 0, data: records.map(|record| record.data).collect() })
+                let of = |wanted: &str| {
+                    let records = answer.answers.iter().filter(|record| record.rtype == wanted);
+                    records.map(|record| record.data.clone()).collect::<Vec<_>>()
+                };
+                let aliases = of("CNAME");
+                if aliases.len() > ALIASES {
+                    return Err(failure(format!(" answered with more than {ALIASES} aliases")));
+                }
+                Ok(Records { name_exists: answer.rcode == 0, data: of(rtype), aliases })
             }
             Ok(answer) => Err(failure(format!(" answered {}", answer.mnemonic))),
             Err(AskError::Timeout) => Err(LookupFailure::NoAnswer { server: server.address() }),
@@ -158,6 +180,7 @@ impl Known {
         Self {
             aaaa: unless(family == FamilyFilter::V4 || (family == FamilyFilter::Any && no_aaaa)),
             a: unless(family == FamilyFilter::V6),
+            aliases: vec![],
             nxdomain: false,
         }
     }
@@ -171,6 +194,7 @@ impl Known {
         let addresses = records.data.iter().filter_map(|data| data.parse().ok()).collect();
         *if rtype == "A" { &mut self.a } else { &mut self.aaaa } = Some(addresses);
         self.nxdomain |= !records.name_exists;
+        self.aliases.extend(records.aliases.iter().cloned());
     }
 
     /// An answer need not be waited for when there are addresses, or the name does not exist for any type.
@@ -178,10 +202,10 @@ impl Known {
         self.nxdomain || [&self.aaaa, &self.a].into_iter().flatten().any(|addresses| !addresses.is_empty())
     }
 
-    fn addresses(self) -> Result<Vec<IpAddr>, LookupFailure> {
+    fn addresses(self) -> Result<Answers, LookupFailure> {
         let addresses = [self.aaaa, self.a].into_iter().flatten().flatten().collect::<Vec<_>>();
         match (addresses.is_empty(), self.nxdomain) {
-            (false, _) => Ok(addresses),
+            (false, _) => Ok(Answers { addresses, aliases: self.aliases }),
             (true, true) => Err(LookupFailure::NoSuchName),
             (true, false) => Err(LookupFailure::NoAddress),
         }
@@ -212,8 +236,11 @@ mod tests {
 
     #[test]
     fn what_is_known_decides_what_is_asked_and_waited_for() {
-        let records =
-            |name_exists, data: &[&str]| Records { name_exists, data: data.iter().map(|d| (*d).into()).collect() };
+        let records = |name_exists, data: &[&str]| Records {
+            name_exists,
+            data: data.iter().map(|d| (*d).into()).collect(),
+            aliases: vec!["www.example.".into()],
+        };
         let missing = |known: &Known| known.missing().collect::<Vec<_>>();
         let mut known = Known::wanted(FamilyFilter::Any, false);
         assert_eq!((missing(&known), known.suffices()), (vec!["AAAA", "A"], false));
@@ -221,7 +248,9 @@ mod tests {
         assert_eq!((missing(&known), known.suffices()), (vec!["A"], false));
         known.add("A", &records(true, &["192.0.2.1", "no address"]));
         assert_eq!((missing(&known), known.suffices()), (vec![], true));
-        assert_eq!(known.addresses(), Ok(vec![IpAddr::from([192, 0, 2, 1])]));
+        let answers = known.addresses().expect("addresses");
+        assert_eq!(answers.addresses, [IpAddr::from([192, 0, 2, 1])]);
+        assert_eq!(answers.aliases, ["www.example.", "www.example."], "of both answers");
 
         let mut known = Known::wanted(FamilyFilter::V6, true);
         assert_eq!(missing(&known), ["AAAA"], "IPv6 alone is asked for in spite of no-aaaa");

@@ -65,7 +65,7 @@ impl Asn {
     /// # Errors
     /// When no client can be made.
     pub fn fetch(self: &Arc<Self>, source: Source, tls: &Tls) -> anyhow::Result<()> {
-        let (config, _) = tls.client(&["h2", "http/1.1"], true)?;
+        let config = tls.verifying_client(&["h2", "http/1.1"])?;
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(config)
             .user_agent(concat!("scouter/", env!("CARGO_PKG_VERSION")))

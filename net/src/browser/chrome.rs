@@ -15,10 +15,10 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use super::connection::{Answer, Command, CommandError, Connection, Notice};
+use super::context::{ASK, PROMPT, Prepared, VIEWPORT};
 use super::events::EventSink;
 use super::framing::Framing;
 use super::message::{Event, Text};
-use super::session::{ASK, PROMPT, Prepared, VIEWPORT};
 use super::{Header, Request};
 
 /// A page that opens more windows gets no more of them watched.

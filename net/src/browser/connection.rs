@@ -15,10 +15,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::framing::{Decoder, Framing, Incoming};
 use super::message::{self, Event, Message, Refusal};
+use crate::metered::{Metered, Received};
 
 /// Commands that wait to be written. A page that opens thousands of frames makes that many.
 const COMMANDS: usize = 4096;
 const CHUNK: usize = 64 << 10;
+/// A longer message is read on a thread for such work: a page decides what is in it.
+const LONG_BYTES: usize = 32 << 10;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommandError {
@@ -84,7 +87,7 @@ impl Connection {
         framing: Framing,
         react: impl FnMut(Notice<'_>) -> Vec<Command> + Send + 'static,
     ) -> Self {
-        let (mut from, mut to) = tokio::io::split(stream);
+        let (from, mut to) = tokio::io::split(stream);
         let (outgoing, mut commands) = mpsc::channel::<Vec<u8>>(COMMANDS);
         let (waiting, next, closed) = (Waiting::default(), Arc::new(AtomicU64::new(1)), CancellationToken::new());
         // Two tasks: a browser that waits until it is read from reads nothing meanwhile.
@@ -95,7 +98,7 @@ impl Connection {
                 }
             }
         };
-        let mut reader = Reader {
+        let reader = Reader {
             framing,
             next: Arc::clone(&next),
             waiting: Arc::clone(&waiting),
@@ -104,17 +107,12 @@ impl Connection {
         };
         let over = closed.clone().drop_guard();
         let read = async move {
-            let (mut decoder, mut chunk) = (Decoder::new(framing), vec![0; CHUNK]);
-            while let Ok(count @ 1..) = from.read(&mut chunk).await {
-                let mut open = true;
-                let fed = decoder.feed(&chunk[..count], |incoming| open &= reader.take(&incoming));
-                if !open || fed.is_err() {
-                    break;
-                }
-            }
+            let waiting = Arc::clone(&reader.waiting);
+            // What fails here is the end of the channel.
+            let _ = reader.read(Metered::new(from, Received::default())).await;
             // First this: a command that is sent from now on sees it, and one that was sent before is told by its sender's end.
             drop(over);
-            reader.waiting.lock().clear();
+            waiting.lock().clear();
         };
         let tasks = [tokio::spawn(write), tokio::spawn(read)].map(AbortOnDropHandle::new);
         Self { framing, next, waiting, outgoing, closed, _tasks: tasks }
@@ -135,9 +133,12 @@ impl Connection {
     ///
     /// # Errors
     /// See [`CommandError`].
-    pub async fn call<T: DeserializeOwned>(&self, command: Command, within: Duration) -> Result<T, CommandError> {
+    pub async fn call<T>(&self, command: Command, within: Duration) -> Result<T, CommandError>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
         match tokio::time::timeout(within, self.send(command).await).await {
-            Ok(Ok(Ok(result))) => serde_json::from_str(&result).map_err(|_| CommandError::Invalid),
+            Ok(Ok(Ok(result))) => parsed(result).await,
             Ok(Ok(Err(error))) => Err(error),
             Ok(Err(_)) => Err(CommandError::Gone),
             Err(_) => Err(CommandError::Timeout(within)),
@@ -153,6 +154,14 @@ impl Connection {
     pub async fn closed(&self) {
         self.closed.cancelled().await;
     }
+}
+
+async fn parsed<T: DeserializeOwned + Send + 'static>(result: String) -> Result<T, CommandError> {
+    let parse = |result: &str| serde_json::from_str(result).map_err(|_| CommandError::Invalid);
+    if result.len() <= LONG_BYTES {
+        return parse(&result);
+    }
+    tokio::task::spawn_blocking(move || parse(&result)).await.map_err(|_| CommandError::Gone)?
 }
 
 fn encoded(framing: Framing, id: u64, command: Command) -> Vec<u8> {
@@ -171,7 +180,37 @@ struct Reader<R> {
     react: R,
 }
 
-impl<R: FnMut(Notice<'_>) -> Vec<Command>> Reader<R> {
+impl<R: FnMut(Notice<'_>) -> Vec<Command> + Send + 'static> Reader<R> {
+    /// To the end of the channel.
+    async fn read(mut self, mut from: impl AsyncRead + Unpin) -> std::io::Result<()> {
+        let (mut decoder, mut chunk) = (Decoder::new(self.framing), vec![0; CHUNK]);
+        loop {
+            let count = from.read(&mut chunk).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            let mut bytes = &chunk[..count];
+            while let Some(incoming) = decoder.next(&mut bytes).map_err(std::io::Error::other)? {
+                let open = match incoming {
+                    Incoming::Message(message) if message.len() > LONG_BYTES => {
+                        let message = decoder.take();
+                        let read = tokio::task::spawn_blocking(move || {
+                            let open = self.take(&Incoming::Message(&message));
+                            (self, open)
+                        });
+                        let (reader, open) = read.await?;
+                        self = reader;
+                        open
+                    }
+                    incoming => self.take(&incoming),
+                };
+                if !open {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     /// False: the browser closes the channel.
     fn take(&mut self, incoming: &Incoming<'_>) -> bool {
         match *incoming {
@@ -205,5 +244,48 @@ impl<R: FnMut(Notice<'_>) -> Vec<Command>> Reader<R> {
             // A browser that reads nothing more is not waited for here: whatever waits for its answers has a deadline.
             let _ = self.outgoing.try_send(encoded(self.framing, id, command));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// One thread does all I/O; what a page logs must not stop it.
+    #[tokio::test]
+    async fn a_long_message_holds_up_nothing_else() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+        let (told, mut events) = mpsc::unbounded_channel();
+        let connection = Connection::open(ours, Framing::NulTerminated, move |notice| {
+            if let Notice::Event(event) = notice {
+                let thread = std::thread::current().id();
+                let _ = told.send((event.method.to_owned(), event.params::<serde::de::IgnoredAny>().is_some(), thread));
+            }
+            vec![]
+        });
+        let nulls = vec!["null"; 1 << 20].join(",");
+        let long = format!(r#"{{"method":"long","params":{{"args":[{nulls}]}}}}"#);
+        assert!(long.len() > 5 << 20);
+        let write = tokio::spawn(async move {
+            for message in [r#"{"method":"before","params":{}}"#, &long, r#"{"method":"after","params":{}}"#] {
+                theirs.write_all(message.as_bytes()).await.expect("written");
+                theirs.write_all(&[0]).await.expect("written");
+            }
+            theirs
+        });
+        let mut seen = vec![];
+        while seen.len() < 3 {
+            seen.push(events.recv().await.expect("an event"));
+        }
+        let methods: Vec<_> = seen.iter().map(|(method, read, _)| (method.as_str(), *read)).collect();
+        assert_eq!(methods, [("before", true), ("long", true), ("after", true)], "in order");
+        let here = std::thread::current().id();
+        assert_eq!([seen[0].2 == here, seen[1].2 == here, seen[2].2 == here], [true, false, true]);
+        drop(write.await.expect("written"));
+        let start = Instant::now();
+        connection.closed().await;
+        assert!(start.elapsed() < Duration::from_secs(5));
     }
 }

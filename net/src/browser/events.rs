@@ -5,7 +5,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::collector::Collector;
+use super::Kind;
+use super::collector::{Collector, Told};
 use super::connection::Notice;
 use super::socks::Visit;
 
@@ -16,13 +17,18 @@ struct Watched {
 
 /// Events are taken in as they are read, and none waits in a queue: what a page makes of them is bounded by what its
 /// collector keeps.
-#[derive(Default)]
 pub struct EventSink {
+    kind: Kind,
     watched: Mutex<Option<Watched>>,
     changed: Notify,
 }
 
 impl EventSink {
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, watched: Mutex::default(), changed: Notify::new() }
+    }
+
     /// From now on the events belong to this page.
     pub fn watch(&self, collector: Collector, visit: Arc<Visit>) {
         *self.watched.lock() = Some(Watched { collector, visit });
@@ -39,15 +45,18 @@ impl EventSink {
     }
 
     pub fn deliver(&self, notice: &Notice<'_>) {
+        // Read before the page is held, which others look at meanwhile.
+        let told = match notice {
+            Notice::Event(event) => Told::read(self.kind, event),
+            Notice::TooLong(head, bytes) => Told::too_long(head, *bytes),
+        };
+        let Some(told) = told else { return };
         if let Some(watched) = &mut *self.watched.lock() {
             // What breaks because of a limit of ours must not be told as the target's failure.
             if watched.visit.limit().is_some() {
                 return;
             }
-            match notice {
-                Notice::Event(event) => watched.collector.event(event),
-                Notice::TooLong(head, bytes) => watched.collector.too_long(head, *bytes),
-            }
+            watched.collector.take(told);
         }
         self.changed.notify_one();
     }

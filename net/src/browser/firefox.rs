@@ -1,12 +1,12 @@
 //! Firefox, which speaks WebDriver BiDi by itself (`--remote-debugging-port`). Its port is open to everybody on this host,
-//! but there is one session, and only who made it knows its name.
+//! but there is one session, and only who made it knows its name; and nobody but the browser is spoken to.
 
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -14,10 +14,11 @@ use tokio::net::TcpStream;
 
 use super::Request;
 use super::connection::{Answer, Command, CommandError, Connection};
+use super::context::{ASK, PROMPT, Prepared, VIEWPORT};
 use super::events::EventSink;
 use super::framing::Framing;
 use super::message::Text;
-use super::session::{ASK, PROMPT, Prepared, VIEWPORT};
+use super::supervisor::ParentPipe;
 
 /// The world in which this program's own scripts run: what the page has changed of the language it does not see.
 const WORLD: &str = "scouter";
@@ -149,8 +150,14 @@ impl Firefox {
     /// The other value is its version.
     ///
     /// # Errors
-    /// When there is no connection, or no session.
-    pub async fn open(port: u16, sink: Arc<EventSink>, within: Duration) -> anyhow::Result<(Self, String)> {
+    /// When there is no connection, when it does not lead to the browser that answers on this pipe, or when there is no
+    /// session.
+    pub async fn open(
+        port: u16,
+        browser: &ParentPipe,
+        sink: Arc<EventSink>,
+        within: Duration,
+    ) -> anyhow::Result<(Self, String)> {
         #[derive(Deserialize)]
         struct New {
             capabilities: Capabilities,
@@ -165,6 +172,13 @@ impl Firefox {
         let (socket, _) = tokio_tungstenite::client_async(format!("ws://127.0.0.1:{port}/session"), stream).await?;
         // A server sends nothing before it is asked, so that nothing of the channel is lost here.
         let stream = socket.into_inner();
+        // What a browser prints may be of another's making, and so may be what listens there. It has answered, so that its end
+        // of the connection has an owner.
+        match browser.owns(port, stream.local_addr()?.port()).await {
+            Some(true) => {}
+            Some(false) => bail!("port {port}, on which it is said to listen, is another process's"),
+            None => bail!("its supervisor does not answer"),
+        }
         let connection = Connection::open(stream, Framing::WebSocket, move |notice| {
             sink.deliver(&notice);
             vec![]
@@ -267,6 +281,8 @@ impl Firefox {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{SinkExt, StreamExt};
+
     use super::*;
 
     #[test]
@@ -274,5 +290,37 @@ mod tests {
         assert_eq!(listens("WebDriver BiDi listening on ws://127.0.0.1:41003"), Some(41003));
         assert_eq!(listens("WebDriver BiDi listening on ws://localhost:43417"), Some(43417));
         assert_eq!(listens("*** You are running in headless mode."), None);
+    }
+
+    /// A WebSocket server in this process, which is taken for a browser when this process is below the supervisor.
+    #[tokio::test]
+    async fn nobody_but_the_browser_is_spoken_to() {
+        let own = rustix::process::getpid();
+        let parent = super::super::processes::parent_of(own).expect("a parent");
+        for (supervisor, is_browser) in [(parent, true), (own, false)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+            let port = listener.local_addr().expect("an address").port();
+            let server = tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                let mut socket = tokio_tungstenite::accept_async(stream).await.expect("a handshake");
+                let asked = socket.next().await?.ok()?.into_text().ok()?.to_string();
+                let answer = r#"{"type":"success","id":1,"result":{"capabilities":{"browserVersion":"128.0"}}}"#;
+                socket.send(answer.into()).await.ok()?;
+                let _ = socket.next().await;
+                Some(asked)
+            });
+            let (pipe, theirs) = ParentPipe::pair().expect("a pipe");
+            std::thread::spawn(move || super::super::supervisor::answer_questions(theirs, supervisor));
+            let sink = Arc::new(EventSink::new(super::super::Kind::Firefox));
+            let opened = Firefox::open(port, &pipe, sink, Duration::from_secs(10)).await;
+            if is_browser {
+                assert_eq!(opened.map(|(_, version)| version).expect("a browser"), "128.0");
+                assert!(server.await.expect("served").is_some_and(|asked| asked.contains("session.new")));
+            } else {
+                let error = opened.map(drop).expect_err("another process").to_string();
+                assert!(error.contains("another process"), "{error}");
+                assert_eq!(server.await.expect("served"), None, "it was asked nothing");
+            }
+        }
     }
 }

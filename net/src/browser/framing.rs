@@ -48,6 +48,8 @@ pub struct Decoder {
     message: Vec<u8>,
     /// Of the message so far, kept or not.
     bytes: u64,
+    /// The message has been handed out.
+    complete: bool,
     /// The frame that is being read, and how much of it is still to come.
     frame: Option<(FrameHeader, u64)>,
     header: Vec<u8>,
@@ -57,35 +59,41 @@ pub struct Decoder {
 impl Decoder {
     #[must_use]
     pub fn new(framing: Framing) -> Self {
-        Self { framing, message: vec![], bytes: 0, frame: None, header: vec![], control: vec![] }
+        Self { framing, message: vec![], bytes: 0, complete: false, frame: None, header: vec![], control: vec![] }
     }
 
-    /// Takes the next bytes of the channel, and hands on what they complete.
+    /// Takes bytes of the channel, up to the end of the next message. None: they do not complete one.
     ///
     /// # Errors
     /// When they are no frames; nothing can be read from the channel then.
-    pub fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Incoming<'_>)) -> Result<(), FramingError> {
+    pub fn next(&mut self, bytes: &mut &[u8]) -> Result<Option<Incoming<'_>>, FramingError> {
+        if std::mem::take(&mut self.complete) {
+            self.message.clear();
+            self.message.shrink_to(KEPT_BYTES);
+            self.bytes = 0;
+        }
         match self.framing {
             Framing::NulTerminated => {
-                let mut pieces = bytes.split(|byte| *byte == 0);
-                // The last piece has no NUL after it.
-                let last = pieces.next_back().unwrap_or_default();
-                for piece in pieces {
-                    self.keep(piece);
-                    self.complete(&mut each);
-                }
-                self.keep(last);
-                Ok(())
+                let end = bytes.iter().position(|byte| *byte == 0);
+                self.keep(&bytes[..end.unwrap_or(bytes.len())]);
+                *bytes = &bytes[end.map_or(bytes.len(), |end| end + 1)..];
+                Ok(end.map(|_| self.message()))
             }
-            Framing::WebSocket => self.frames(bytes, each),
+            Framing::WebSocket => self.frames(bytes),
         }
     }
 
-    fn frames(&mut self, mut bytes: &[u8], mut each: impl FnMut(Incoming<'_>)) -> Result<(), FramingError> {
+    /// The message that [`next`](Self::next) has just told of, without a copy.
+    #[must_use]
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.message)
+    }
+
+    fn frames(&mut self, bytes: &mut &[u8]) -> Result<Option<Incoming<'_>>, FramingError> {
         loop {
             let Some((header, remaining)) = self.frame.take() else {
-                let Some((first, rest)) = bytes.split_first() else { return Ok(()) };
-                bytes = rest;
+                let Some((first, rest)) = bytes.split_first() else { return Ok(None) };
+                *bytes = rest;
                 self.header.push(*first);
                 let parsed = FrameHeader::parse(&mut Cursor::new(&self.header)).map_err(|_| FramingError)?;
                 if let Some((header, length)) = parsed {
@@ -95,13 +103,14 @@ impl Decoder {
                         return Err(FramingError);
                     }
                     self.header.clear();
+                    self.control.clear();
                     self.frame = Some((header, length));
                 }
                 continue;
             };
             let here = bytes.len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
             let (payload, rest) = bytes.split_at(here);
-            bytes = rest;
+            *bytes = rest;
             match header.opcode {
                 OpCode::Data(_) => self.keep(payload),
                 OpCode::Control(_) => self.control.extend_from_slice(payload),
@@ -109,19 +118,13 @@ impl Decoder {
             let remaining = remaining - u64::try_from(here).unwrap_or(remaining);
             if remaining > 0 {
                 self.frame = Some((header, remaining));
-                return Ok(());
+                return Ok(None);
             }
             match header.opcode {
-                OpCode::Data(_) if header.is_final => self.complete(&mut each),
-                OpCode::Data(_) => {}
-                OpCode::Control(kind) => {
-                    match kind {
-                        Control::Ping => each(Incoming::Ping(&self.control)),
-                        Control::Close => each(Incoming::Close),
-                        _ => {}
-                    }
-                    self.control.clear();
-                }
+                OpCode::Data(_) if header.is_final => return Ok(Some(self.message())),
+                OpCode::Control(Control::Ping) => return Ok(Some(Incoming::Ping(&self.control))),
+                OpCode::Control(Control::Close) => return Ok(Some(Incoming::Close)),
+                OpCode::Data(_) | OpCode::Control(_) => {}
             }
         }
     }
@@ -144,15 +147,13 @@ impl Decoder {
         self.message.extend_from_slice(piece);
     }
 
-    fn complete(&mut self, each: &mut impl FnMut(Incoming<'_>)) {
+    fn message(&mut self) -> Incoming<'_> {
+        self.complete = true;
         if self.bytes > MESSAGE_BYTES as u64 {
-            each(Incoming::TooLong { head: &self.message, bytes: self.bytes });
+            Incoming::TooLong { head: &self.message, bytes: self.bytes }
         } else {
-            each(Incoming::Message(&self.message));
+            Incoming::Message(&self.message)
         }
-        self.message.clear();
-        self.message.shrink_to(KEPT_BYTES);
-        self.bytes = 0;
     }
 }
 
@@ -194,14 +195,16 @@ mod tests {
         let mut decoder = Decoder::new(framing);
         let mut seen = vec![];
         for chunk in bytes.chunks(step) {
-            decoder.feed(chunk, |incoming| {
+            let mut rest = chunk;
+            while let Some(incoming) = decoder.next(&mut rest)? {
                 seen.push(match incoming {
                     Incoming::Message(text) => String::from_utf8_lossy(text).into_owned(),
                     Incoming::TooLong { head, bytes } => format!("{} of {bytes}", head.len()),
                     Incoming::Ping(payload) => format!("ping {}", payload.len()),
                     Incoming::Close => "close".into(),
                 });
-            })?;
+            }
+            assert!(rest.is_empty(), "all of it is taken");
         }
         assert!(decoder.message.capacity() <= MESSAGE_BYTES, "{}", decoder.message.capacity());
         Ok(seen)
@@ -250,6 +253,16 @@ mod tests {
     }
 
     #[test]
+    fn a_message_can_be_had_without_a_copy() {
+        let mut decoder = Decoder::new(Framing::NulTerminated);
+        let mut bytes = &b"one\0two\0"[..];
+        assert_eq!(decoder.next(&mut bytes), Ok(Some(Incoming::Message(b"one"))));
+        assert_eq!(decoder.take(), b"one");
+        assert_eq!(decoder.next(&mut bytes), Ok(Some(Incoming::Message(b"two"))));
+        assert_eq!(decoder.next(&mut bytes), Ok(None));
+    }
+
+    #[test]
     fn what_a_server_may_not_send_is_an_error() {
         for bytes in [&[0xc1, 0][..], &[0x81, 0x80, 0, 0, 0, 0], &[0x83, 0], &[0x09, 0], &[0x89, 126, 0, 200]] {
             assert_eq!(all(Framing::WebSocket, bytes, 1), Err(FramingError), "{bytes:?}");
@@ -268,7 +281,7 @@ mod tests {
         assert_eq!(all(Framing::NulTerminated, &exact, 1 << 16).expect("frames")[0].len(), MESSAGE_BYTES);
         let mut decoder = Decoder::new(Framing::NulTerminated);
         for _ in 0..100 {
-            decoder.feed(&long[..1 << 20], |_| {}).expect("nothing yet");
+            assert_eq!(decoder.next(&mut &long[..1 << 20]), Ok(None));
         }
         assert!(decoder.message.capacity() <= KEPT_BYTES, "nothing is kept of it: {}", decoder.message.capacity());
     }

@@ -11,9 +11,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::collector::{Collector, REQUESTS};
 use super::connection::CommandError;
+use super::context::Prepared;
 use super::message::Text;
 use super::records::with_records;
-use super::session::{Prepared, Session};
+use super::session::Session;
 use super::socks::{self, CONNECTIONS, Visit};
 use super::{BrowserError, Failure, FailureKind, Page, Request, Vitals, errors};
 
@@ -87,15 +88,14 @@ async fn visit(
 ) -> Result<(Page, bool), BrowserError> {
     let proxy = Arc::clone(&session.proxy);
     let admitted = proxy.admit();
-    session.sink.watch(Collector::new(session.kind, &prepared.page), Arc::clone(&admitted.visit));
+    session.sink.watch(Collector::new(&prepared.page), Arc::clone(&admitted.visit));
     let began = socks::unix_ms();
     let mut end = wait(session, request, life, prepared, &admitted.visit).await;
-    let mut collector = session.sink.take().ok_or_else(|| BrowserError::Crashed("nothing was seen of it".into()))?;
+    let crashed = |reason: String| BrowserError::Crashed { reason, received: admitted.visit.received() };
+    let mut collector = session.sink.take().ok_or_else(|| crashed("nothing was seen of it".into()))?;
     match &end {
-        End::Gone => {
-            return Err(BrowserError::Crashed(format!("{} died while it was loading the page", session.kind)));
-        }
-        End::Crashed => return Err(BrowserError::Crashed("The page's process crashed".into())),
+        End::Gone => return Err(crashed(format!("{} died while it was loading the page", session.kind))),
+        End::Crashed => return Err(crashed("The page's process crashed".into())),
         _ => {}
     }
     // What ends from now on is ended by us.
@@ -114,26 +114,34 @@ async fn visit(
         End::Loaded(None) | End::Stopped(_) if there => vitals(&mut ask_vitals(session, prepared, OBSERVED)).await,
         _ => Vitals::default(),
     };
-    let screenshot = if there && request.screenshot_bytes > 0 { screenshot(session, prepared).await } else { None };
+    let taken = if there && request.screenshot_bytes > 0 { session.screenshot(prepared).await.ok() } else { None };
     let console = std::mem::take(&mut collector.console);
-    let (entries, left_out) = collector.finish(began);
     let (stopped, navigation_error) = match end {
         End::Stopped(failure) => (Some(failure), None),
         End::Failed(reason) => (None, Some(reason)),
         _ => (None, None),
     };
-    let page = Page {
-        browser: session.name.clone(),
-        started_at_ms: began,
-        exchanges: with_records(entries, &admitted.visit.records()),
-        left_out,
-        loaded,
-        stopped,
-        navigation_error,
-        vitals,
-        console,
-        screenshot: screenshot.filter(|picture| picture.len() <= request.screenshot_bytes),
-    };
+    let visit = Arc::clone(&admitted.visit);
+    let (browser, largest) = (session.name.clone(), request.screenshot_bytes);
+    // A page of thousands of requests and connections, and a picture of megabytes, take a while.
+    let page = tokio::task::spawn_blocking(move || {
+        let (entries, left_out) = collector.finish(began);
+        let screenshot = taken.and_then(|taken| base64::engine::general_purpose::STANDARD.decode(taken).ok());
+        Page {
+            browser,
+            started_at_ms: began,
+            exchanges: with_records(entries, &visit.records()),
+            left_out,
+            loaded,
+            stopped,
+            navigation_error,
+            vitals,
+            console,
+            screenshot: screenshot.filter(|picture| picture.len() <= largest),
+            received: visit.received(),
+        }
+    });
+    let page = page.await.map_err(|_| crashed("its page could not be put together".into()))?;
     Ok((page, healthy))
 }
 
@@ -223,9 +231,4 @@ fn ask_vitals(session: &Session, prepared: &Prepared, after: Duration) -> AskedV
 async fn vitals(asked: &mut AskedVitals) -> Vitals {
     let text = asked.await.ok().and_then(Result::ok).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
-}
-
-async fn screenshot(session: &Session, prepared: &Prepared) -> Option<Vec<u8>> {
-    let taken = session.screenshot(prepared).await.ok()?;
-    base64::engine::general_purpose::STANDARD.decode(taken).ok()
 }

@@ -7,18 +7,23 @@
 //!
 //! In the order of a page: `pool` has a browser for it, `session` is one browser (`chrome`, `firefox`) with its
 //! `supervisor`, its control channel (`framing`, `message`, `connection`) and its `socks` proxy; `load` loads the
-//! page; `events` and `collector` make exchanges of what the browser tells, and `records` adds what the proxy knows.
+//! page in a `context` of its own; `events` and `collector` make exchanges of what the browser tells, and `records` adds
+//! what the proxy knows. `folder`, `processes` and `owner` are about what a browser leaves on this host.
 
 mod chrome;
 mod collector;
 mod connection;
+mod context;
 mod errors;
 mod events;
 mod firefox;
+mod folder;
 pub mod framing;
 mod load;
 pub mod message;
+mod owner;
 mod pool;
+mod processes;
 mod records;
 mod session;
 pub mod socks;
@@ -168,12 +173,18 @@ pub struct Page {
     pub vitals: Vitals,
     pub console: Vec<Message>,
     pub screenshot: Option<Vec<u8>>,
+    /// Bytes that came over all of its connections.
+    pub received: u64,
 }
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrowserError {
     #[error("{0}")]
     Unavailable(String),
-    #[error("{0}")]
-    Crashed(String),
+    #[error("{reason}")]
+    Crashed {
+        reason: String,
+        /// As for a [`Page`].
+        received: u64,
+    },
 }

@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::session::{Installed, Prepared, Session};
+use super::context::Prepared;
+use super::session::{Installed, Session};
 use super::socks::SocksProxy;
-use super::{BrowserError, Kind, Page, Request, load};
+use super::{BrowserError, Kind, Page, Request, folder, load};
 use crate::address::Resolver;
 use crate::policy::Policy;
 
@@ -23,6 +24,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const CLOSING: Duration = Duration::from_secs(5);
 /// Who needs a browser waits so long for one that is being made ready.
 const RENEWING: Duration = Duration::from_secs(3);
+
+/// A folder that a killed server has left just before is removed after this.
+const ABANDONED: Duration = Duration::from_mins(1);
 
 /// Settings of the engine.
 #[derive(Debug, Clone)]
@@ -133,6 +137,7 @@ impl Browsers {
         let free: Vec<u16> = config.ports.clone().rev().collect();
         let permits = Arc::new(Semaphore::new(free.len()));
         let state = Arc::new(Mutex::new(State { free, ..State::default() }));
+        tokio::spawn(remove_abandoned());
         Self { config, resolver, policy, permits, state, freed: Arc::default() }
     }
 
@@ -322,6 +327,14 @@ impl Browsers {
             std::mem::take(&mut state.idle)
         };
         futures_util::future::join_all(idle.into_iter().map(|session| session.supervisor.end())).await;
+    }
+}
+
+/// What killed servers have left: at once, and again when the youngest is old enough to be known as abandoned.
+async fn remove_abandoned() {
+    for pause in [Duration::ZERO, ABANDONED] {
+        tokio::time::sleep(pause).await;
+        let _ = tokio::task::spawn_blocking(|| folder::remove_abandoned(&std::env::temp_dir())).await;
     }
 }
 

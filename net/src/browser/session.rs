@@ -14,20 +14,16 @@ use tokio::sync::{OnceCell, watch};
 
 use super::chrome::{self, Chrome};
 use super::connection::{Answer, CommandError, Connection};
+use super::context::Prepared;
 use super::events::EventSink;
 use super::firefox::{self, Firefox};
+use super::folder;
 use super::socks::SocksProxy;
 use super::supervisor::Supervisor;
 use super::{Kind, Request};
 
 /// A browser that is not ready after this will not be.
 const START: Duration = Duration::from_mins(1);
-/// Commands that any browser answers at once, on a busy machine too.
-pub const PROMPT: Duration = Duration::from_secs(30);
-/// A page's own script may be in the way of these.
-pub const ASK: Duration = Duration::from_secs(3);
-/// The part of a page that is seen.
-pub const VIEWPORT: (u32, u32) = (1280, 720);
 /// No line of what a browser prints is kept beyond this.
 const LINE_BYTES: usize = 300;
 
@@ -62,19 +58,6 @@ fn is_program(file: &Path) -> bool {
     file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// A context of a page's own, with a window in it, in which nothing has been loaded yet.
-#[derive(Debug, Clone)]
-pub struct Prepared {
-    /// Chrome's browser context, Firefox's user context.
-    pub context: String,
-    /// Chrome's target, which is its main frame too; Firefox's browsing context.
-    pub page: String,
-    /// Chrome's session with the target.
-    pub session: String,
-    /// Firefox fixes it when the context is made.
-    pub verify_tls: bool,
-}
-
 enum Driver {
     Chrome(Chrome),
     Firefox(Firefox),
@@ -99,7 +82,7 @@ impl Session {
     /// # Errors
     /// When the browser does not start.
     pub async fn start(kind: Kind, installed: &Installed, proxy: Arc<SocksProxy>) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("scouter-browser-").tempdir()?;
+        let folder = tempfile::Builder::new().prefix(folder::PREFIX).tempdir()?;
         let start = Self::start_in(folder.path(), kind, installed, proxy);
         let started = match tokio::time::timeout(START, start).await {
             Ok(started) => started?,
@@ -117,7 +100,7 @@ impl Session {
         proxy: Arc<SocksProxy>,
     ) -> anyhow::Result<Self> {
         let browser = installed.browser.to_str().context("its path is not UTF-8")?;
-        let sink = Arc::<EventSink>::default();
+        let sink = Arc::new(EventSink::new(kind));
         let (command, stdout, channel) = match kind {
             Kind::Chrome => {
                 chrome::write_profile(folder)?;
@@ -132,7 +115,8 @@ impl Session {
             }
         };
         let (mut supervisor, stderr) = Supervisor::start(folder, &command, stdout)?;
-        proxy.serve(supervisor.pipe());
+        let pipe = supervisor.pipe();
+        proxy.serve(Arc::clone(&pipe));
         let (tell, mut printed) = watch::channel(Printed::default());
         tokio::spawn(follow(stderr, tell));
         let last = printed.clone();
@@ -142,7 +126,7 @@ impl Session {
                 (Driver::Chrome(chrome), version)
             } else {
                 let port = printed.wait_for(|printed| printed.port.is_some()).await?.port.unwrap_or_default();
-                let (firefox, version) = Firefox::open(port, Arc::clone(&sink), START).await?;
+                let (firefox, version) = Firefox::open(port, &pipe, Arc::clone(&sink), START).await?;
                 (Driver::Firefox(firefox), version)
             })
         };

@@ -20,10 +20,15 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr};
 use tokio::sync::Mutex;
 
-use super::socks::owner::{Descendants, parent_of, processes};
+use super::folder::{self, Held};
+use super::owner::Descendants;
+use super::processes;
 
-/// Descendants that have been killed are gone after this, or the kernel holds them.
+/// A supervisor that has not ended after this is stopped, or the kernel holds what it has killed.
 const END: Duration = Duration::from_secs(5);
+/// Between two looks at what is left: it begins so, and grows.
+const LOOK: Duration = Duration::from_millis(2);
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 /// A supervisor that does not answer within this never will.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -41,7 +46,7 @@ pub struct ParentPipe {
 
 impl ParentPipe {
     /// Its end, and the supervisor's.
-    fn pair() -> std::io::Result<(Self, StdUnixStream)> {
+    pub(super) fn pair() -> std::io::Result<(Self, StdUnixStream)> {
         let (ours, theirs) = StdUnixStream::pair()?;
         let close = ours.try_clone()?;
         ours.set_nonblocking(true)?;
@@ -53,7 +58,7 @@ impl ParentPipe {
         self.owns(0, 0).await.is_some()
     }
 
-    /// Was the connection from this port of loopback, to the other one, made by the browser? None: there is no answer.
+    /// Is the socket at this port of loopback, connected to the other one, the browser's? None: there is no answer.
     pub async fn owns(&self, from: u16, to: u16) -> Option<bool> {
         let mut held = self.stream.lock().await;
         let (stream, last) = &mut *held;
@@ -83,8 +88,10 @@ impl ParentPipe {
 pub struct Supervisor {
     child: Option<Child>,
     pipe: Arc<ParentPipe>,
-    group: Option<Pid>,
+    /// Its process and its process group.
+    pid: Option<Pid>,
     folder: PathBuf,
+    held: Option<Held>,
 }
 
 impl Supervisor {
@@ -94,6 +101,7 @@ impl Supervisor {
     /// # Errors
     /// When there is no process to be had.
     pub fn start(folder: &Path, program: &[String], stdout: Stdio) -> anyhow::Result<(Self, ChildStderr)> {
+        let held = folder::hold(folder)?;
         let (pipe, theirs) = ParentPipe::pair()?;
         // Itself, even when a newer version has taken its place in the file system meanwhile.
         let mut command = tokio::process::Command::new("/proc/self/exe");
@@ -105,8 +113,9 @@ impl Supervisor {
         command.stdin(std::os::fd::OwnedFd::from(theirs)).stdout(stdout).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().context("cannot start a process")?;
         let stderr = child.stderr.take().context("no pipe")?;
-        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        Ok((Self { child: Some(child), pipe: Arc::new(pipe), group, folder: folder.to_owned() }, stderr))
+        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let (pipe, folder) = (Arc::new(pipe), folder.to_owned());
+        Ok((Self { child: Some(child), pipe, pid, folder, held: Some(held) }, stderr))
     }
 
     #[must_use]
@@ -137,23 +146,31 @@ impl Supervisor {
     /// Lets go of it, and looks after what remains should the supervisor have been killed or stopped itself.
     fn ending(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
         let mut child = self.child.take()?;
-        let (group, folder) = (self.group, self.folder.clone());
+        let (pid, folder, held) = (self.pid, self.folder.clone(), self.held.take());
         self.pipe.close();
         Some(async move {
             let ended = tokio::time::timeout(END, child.wait()).await;
             if !matches!(ended, Ok(Ok(status)) if status.success()) {
-                if let Some(group) = group {
-                    let _ = rustix::process::kill_process_group(group, Signal::KILL);
-                }
-                let _ = child.wait().await;
-                // Nobody waits for the killed any more; while one of them still ends, it may still write.
-                let end = tokio::time::Instant::now() + END;
-                while std::fs::remove_dir_all(&folder).is_err() && folder.exists() && tokio::time::Instant::now() < end
-                {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
+                let _ = tokio::task::spawn_blocking(move || end_in_its_place(pid, &folder)).await;
+                let _ = child.kill().await;
             }
+            drop(held);
         })
+    }
+}
+
+/// What the supervisor has not done: it was killed, or is stopped.
+fn end_in_its_place(supervisor: Option<Pid>, folder: &Path) {
+    let started = |pid: Pid, supervisor: Pid| {
+        processes::is_below(pid, supervisor) || processes::group_of(pid) == Some(supervisor)
+    };
+    if let Some(supervisor) = supervisor {
+        // Before the supervisor itself: what is below it is known as long as it is there.
+        processes::end(|pid| pid != supervisor && started(pid, supervisor), END);
+        let _ = rustix::process::kill_process_group(supervisor, Signal::KILL);
+    }
+    if let Err(error) = folder::clean(folder) {
+        tracing::warn!(folder = %folder.display(), %error, "folder of a browser cannot be removed");
     }
 }
 
@@ -165,61 +182,71 @@ impl Drop for Supervisor {
     }
 }
 
-/// The supervisor: `scouter supervise FOLDER PROGRAM [ARGUMENT…]`. Its standard output is the program's, not its own.
+/// What the supervisor waits for.
+enum Over {
+    /// The browser has ended, or its parent.
+    Wanted,
+    /// Nothing is below the supervisor any more.
+    Alone,
+}
+
+/// The supervisor: `scouter supervise FOLDER PROGRAM [ARGUMENT…]`. Its standard output is the program's, not its own. Without a
+/// program it does what is left to do in a folder whose supervisor was killed.
 ///
 /// # Errors
 /// When the program cannot be started.
 pub fn supervisor_main(folder: &Path, program: &[String]) -> anyhow::Result<()> {
+    let Some((file, arguments)) = program.split_first() else {
+        return folder::clean_main(folder).context("the browser's folder");
+    };
     // A supervisor that was stopped when its parent died gets a hangup, and then goes on: it has something left to do. What
     // it starts begins without this mask.
     let ending = [SignalName::SIGHUP, SignalName::SIGTERM, SignalName::SIGINT].into_iter().collect::<SigSet>();
     ending.thread_block()?;
+    let _held = folder::hold(folder)?;
     let own = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(own))?;
-    let (file, arguments) = program.split_first().context("no program")?;
     let mut command = Command::new(file);
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
     let browser = command.spawn().with_context(|| format!("{file} cannot be started"))?;
     let (over, wait) = mpsc::channel();
     let parent = over.clone();
     std::thread::spawn(move || {
-        answer_parent(own);
-        let _ = parent.send(());
+        answer_questions(std::io::stdin(), own);
+        let _ = parent.send(Over::Wanted);
     });
     let browser = Pid::from_child(&browser);
     std::thread::spawn(move || {
-        // Of all that end, so that none of the adopted stays a zombie.
-        while let Ok(ended) = rustix::process::wait(WaitOptions::empty()) {
-            if ended.is_some_and(|(pid, _)| pid == browser) {
-                let _ = over.send(());
+        // Of all that end, so that none of the adopted stays a zombie. Whatever loses its parent is adopted in the same moment:
+        // when there is no child left, there is nothing below any more.
+        loop {
+            match rustix::process::wait(WaitOptions::empty()) {
+                Ok(Some((pid, _))) if pid == browser => drop(over.send(Over::Wanted)),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break,
             }
         }
+        let _ = over.send(Over::Alone);
     });
-    let _ = wait.recv();
-    let end = std::time::Instant::now() + END;
-    // The children of the killed become ours: as often as it takes.
-    loop {
-        let left: Vec<Pid> = processes().filter(|pid| parent_of(*pid) == Some(own)).collect();
-        if left.is_empty() || std::time::Instant::now() > end {
-            break;
-        }
-        for child in left {
+    let mut alone = matches!(wait.recv(), Ok(Over::Alone));
+    let mut pause = LOOK;
+    while !alone {
+        // The children of the killed become ours: as often as it takes.
+        for child in processes::all().filter(|pid| processes::parent_of(*pid) == Some(own)) {
             let _ = rustix::process::kill_process(child, Signal::KILL);
         }
-        std::thread::sleep(Duration::from_millis(2));
+        alone = matches!(wait.recv_timeout(pause), Ok(Over::Alone) | Err(mpsc::RecvTimeoutError::Disconnected));
+        pause = (pause * 2).min(LONGEST_LOOK);
     }
-    let _ = std::fs::remove_dir_all(folder);
-    Ok(())
+    folder::remove(folder).context("the browser's folder")
 }
 
-/// Until the parent pipe ends.
-fn answer_parent(own: Pid) {
-    let pipe = std::io::stdin();
-    let pipe = pipe.as_fd();
+/// Until the parent pipe ends. The browser is what is below this process.
+pub(super) fn answer_questions(pipe: impl AsFd, own: Pid) {
     let mut browser = Descendants::of(own);
     let (mut question, mut length) = ([0; QUESTION_BYTES], 0);
     loop {
-        match rustix::io::read(pipe, &mut question[length..]) {
+        match rustix::io::read(&pipe, &mut question[length..]) {
             Ok(count @ 1..) => length += count,
             Err(rustix::io::Errno::INTR) => {}
             Ok(_) | Err(_) => return,
@@ -229,7 +256,7 @@ fn answer_parent(own: Pid) {
             answer[..4].copy_from_slice(&question[..4]);
             let port = |at: usize| u16::from_be_bytes([question[at], question[at + 1]]);
             answer[4] = browser.have(port(4), port(6)).into();
-            if rustix::io::write(pipe, &answer).is_err() {
+            if rustix::io::write(&pipe, &answer).is_err() {
                 return;
             }
             length = 0;

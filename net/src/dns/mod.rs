@@ -11,6 +11,7 @@ mod transport;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::metered::Received;
 use crate::os_error::description;
 use crate::policy::Permitted;
 use crate::tls::Tls;
@@ -94,22 +95,23 @@ impl AskError {
     }
 }
 
-/// Sends the query and waits for the response. Dropping the future closes its sockets.
+/// Sends the query and waits for the response. Dropping the future closes its sockets. What came, were it no answer, is
+/// counted in `received`.
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn ask(tls: &Tls, server: Permitted, request: &Request) -> Result<Answer, AskError> {
+pub async fn ask(tls: &Tls, server: Permitted, request: &Request, received: &Received) -> Result<Answer, AskError> {
     if matches!(request.transport, Transport::Udp | Transport::Tcp) {
-        return ask_unencrypted(server, request).await;
+        return ask_unencrypted(server, request, received).await;
     }
     let query = message::Query::new(request)?;
     let timed = tokio::time::timeout(request.timeout, async {
         let port = request.port;
         let name = request.server_name.clone().unwrap_or_else(|| server.address().to_string());
         let (reply, elapsed) = match request.transport {
-            Transport::Tls => transport::tls(tls, server, port, &name, &query).await?,
-            Transport::Https => transport::https(tls, server, port, &name, &query).await?,
-            _ => transport::quic(tls, server, port, &name, &query).await?,
+            Transport::Tls => transport::tls(tls, server, port, &name, &query, received).await?,
+            Transport::Https => transport::https(tls, server, port, &name, &query, received).await?,
+            _ => transport::quic(tls, server, port, &name, &query, received).await?,
         };
         message::parse(&query, &reply, request.transport, elapsed)
     });
@@ -120,19 +122,19 @@ pub async fn ask(tls: &Tls, server: Permitted, request: &Request) -> Result<Answ
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn ask_unencrypted(server: Permitted, request: &Request) -> Result<Answer, AskError> {
+pub async fn ask_unencrypted(server: Permitted, request: &Request, received: &Received) -> Result<Answer, AskError> {
     let query = message::Query::new(request)?;
     let timed = tokio::time::timeout(request.timeout, async {
         let port = request.port;
         if request.transport == Transport::Udp {
-            let (reply, elapsed) = transport::udp(server, port, &query).await?;
+            let (reply, elapsed) = transport::udp(server, port, &query, received).await?;
             let answer = message::parse(&query, &reply, Transport::Udp, elapsed)?;
             if !answer.flags.truncated {
                 return Ok(answer);
             }
         }
         // RFC 7766, section 5. The time is that of the answer that is shown.
-        let (reply, elapsed) = transport::tcp(server, port, &query).await?;
+        let (reply, elapsed) = transport::tcp(server, port, &query, received).await?;
         message::parse(&query, &reply, Transport::Tcp, elapsed)
     });
     timed.await.unwrap_or(Err(AskError::Timeout))

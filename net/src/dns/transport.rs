@@ -17,22 +17,25 @@ use tokio_rustls::client::TlsStream;
 
 use super::message::Query;
 use super::{AskError, bracketed};
-use crate::metered::Metered;
+use crate::limits::Frames;
+use crate::metered::{Metered, Received};
 use crate::packet::socket::{self, Timestamp};
 use crate::policy::Permitted;
 use crate::scope::ExchangeTasks;
-use crate::tls::{QuicError, Tls};
+use crate::tls::{QuicError, Refused, Tls, admitted};
 
 type Reply = Result<(Vec<u8>, Duration), AskError>;
 
 /// The longest message over a stream or QUIC.
 const MAX_MESSAGE: usize = 65_535;
+/// Over a connection that carries one query.
+const OTHER_RESPONSES: usize = 16;
 /// Far more than the EDNS payload size that queries advertise (1,232 bytes).
 const UDP_BUFFER: usize = 8192;
 
 /// Each query has a socket of its own: the random source port is half of what an off-path attacker must guess (RFC 5452).
 /// Datagrams that do not answer the query are ignored.
-pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
+pub async fn udp(server: Permitted, port: u16, query: &Query, meter: &Received) -> Reply {
     let io = |error: std::io::Error| AskError::from_io(&error);
     let errno = |error: nix::Error| AskError::from_io(&error.into());
     let domain = if server.address().is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
@@ -53,6 +56,7 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
                 // A server may send faster than this reads: other tasks of the thread get their turn.
                 tokio::task::coop::consume_budget().await;
                 let reply = &buffer[..received.length];
+                meter.add(reply.len());
                 if query.accepts(reply) {
                     return Ok((reply.to_vec(), sent.elapsed_until(received.timestamp)));
                 }
@@ -63,81 +67,96 @@ pub async fn udp(server: Permitted, port: u16, query: &Query) -> Reply {
     }
 }
 
-async fn connect(server: Permitted, port: u16) -> Result<Metered<TcpStream>, AskError> {
+/// A connection whose bytes are counted.
+type Stream = Metered<TcpStream, Received>;
+
+async fn connect(server: Permitted, port: u16, received: &Received) -> Result<Stream, AskError> {
     let connected = async {
         let stream = TcpStream::connect(server.socket_address(port)).await?;
         stream.set_nodelay(true)?;
-        Ok(Metered::new(stream))
+        Ok(Metered::new(stream, received.clone()))
     };
     connected.await.map_err(|error: std::io::Error| AskError::from_io(&error))
 }
 
-async fn secure(
-    tls: &Tls,
-    stream: Metered<TcpStream>,
-    name: &str,
-    alpn: &str,
-) -> Result<TlsStream<Metered<TcpStream>>, AskError> {
-    let (config, verifier) = tls.client(&[alpn], true).map_err(|e| AskError::Insecure(e.to_string()))?;
+async fn secure(tls: &Tls, stream: Stream, name: &str, alpn: &str) -> Result<TlsStream<Stream>, AskError> {
+    let (config, shown) = tls.client(&[alpn]).map_err(|e| AskError::Insecure(e.to_string()))?;
     let name = ServerName::try_from(name.to_owned()).map_err(|e| AskError::Insecure(e.to_string()))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    connected.map_err(|error| {
-        AskError::Insecure(verifier.refusal().unwrap_or_else(|| format!("TLS handshake failed: {error}")))
-    })
+    match admitted(connected, shown.judged().await, true) {
+        Ok((stream, _)) => Ok(stream),
+        Err(Refused::Certificate(refusal)) => Err(AskError::Insecure(refusal)),
+        Err(Refused::Handshake(error)) => Err(AskError::Insecure(format!("TLS handshake failed: {error}"))),
+    }
 }
 
-/// Messages with a length field of two bytes (RFC 7766, section 8). Responses to other queries are ignored.
+/// Messages with a length field of two bytes (RFC 7766, section 8). Responses to other queries are ignored, up to a limit:
+/// nobody but the server can have sent them.
 async fn framed(mut stream: impl AsyncRead + AsyncWrite + Unpin, query: &Query) -> Result<Vec<u8>, AskError> {
     let exchange = async {
         let length = u16::try_from(query.bytes.len()).unwrap_or(u16::MAX);
         stream.write_all(&[&length.to_be_bytes(), query.bytes.as_slice()].concat()).await?;
-        loop {
+        for _ in 0..=OTHER_RESPONSES {
             let length = stream.read_u16().await?;
             let mut reply = vec![0; length.into()];
             stream.read_exact(&mut reply).await?;
             if query.accepts(&reply) {
-                return Ok(reply);
+                return Ok(Some(reply));
             }
         }
+        Ok(None)
     };
-    exchange.await.map_err(|error: std::io::Error| AskError::from_io(&error))
+    let answer = exchange.await.map_err(|error: std::io::Error| AskError::from_io(&error))?;
+    answer.ok_or_else(|| AskError::Malformed(format!("more than {OTHER_RESPONSES} answers to other questions")))
 }
 
-pub async fn tcp(server: Permitted, port: u16, query: &Query) -> Reply {
+pub async fn tcp(server: Permitted, port: u16, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
-    let reply = framed(connect(server, port).await?, query).await?;
+    let reply = framed(connect(server, port, received).await?, query).await?;
     Ok((reply, start.elapsed()))
 }
 
-pub async fn tls(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query) -> Reply {
+pub async fn tls(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
-    let stream = connect(server, port).await?;
+    let stream = connect(server, port, received).await?;
     let reply = framed(secure(tls, stream, name, "dot").await?, query).await?;
     Ok((reply, start.elapsed()))
 }
 
-pub async fn https(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query) -> Reply {
-    let malformed = |error: &dyn std::fmt::Display| AskError::Malformed(format!("DNS over HTTPS: {error}"));
+pub async fn https(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
-    let stream = secure(tls, connect(server, port).await?, name, "h2").await?;
+    let stream = secure(tls, connect(server, port, received).await?, name, "h2").await?;
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let url = format!("https://{}{port}/dns-query", bracketed(name));
+    Ok((over_h2(stream, &url, query).await?, start.elapsed()))
+}
+
+/// RFC 8484, section 4.1, over a connection that stands. h2 handles as many frames as a server sends: they are counted.
+async fn over_h2(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    url: &str,
+    query: &Query,
+) -> Result<Vec<u8>, AskError> {
+    let malformed = |error: &dyn std::fmt::Display| AskError::Malformed(format!("DNS over HTTPS: {error}"));
+    let failed = |error: hyper::Error| malformed(&cause(&error));
     let (tied, _end) = ExchangeTasks::new();
     let (mut sender, connection) = hyper::client::conn::http2::Builder::new(tied)
-        .handshake(TokioIo::new(Metered::new(stream)))
+        .handshake(TokioIo::new(Metered::new(stream, Frames::default())))
         .await
-        .map_err(|e| malformed(&e))?;
-    let port = if port == 443 { String::new() } else { format!(":{port}") };
-    let request = http::Request::post(format!("https://{}{port}/dns-query", bracketed(name)))
+        .map_err(failed)?;
+    let request = http::Request::post(url)
         .header("content-type", "application/dns-message")
         .header("accept", "application/dns-message")
         .body(Full::new(Bytes::from(query.without_id())))
         .map_err(|e| malformed(&e))?;
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(|e| malformed(&e))?;
+        let response = sender.send_request(request).await.map_err(failed)?;
         if response.status() != http::StatusCode::OK {
             return Err(malformed(&format!("status {}", response.status())));
         }
-        let body = Limited::new(response.into_body(), MAX_MESSAGE).collect().await.map_err(|e| malformed(&e))?;
-        Ok((body.to_bytes().to_vec(), start.elapsed()))
+        let body = Limited::new(response.into_body(), MAX_MESSAGE).collect().await;
+        let body = body.map_err(|error| malformed(&cause(&*error)))?;
+        Ok(body.to_bytes().to_vec())
     };
     let (mut connection, mut exchange) = (std::pin::pin!(connection), std::pin::pin!(exchange));
     tokio::select! {
@@ -147,7 +166,13 @@ pub async fn https(tls: &Tls, server: Permitted, port: u16, name: &str, query: &
     }
 }
 
-pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query) -> Reply {
+/// What lies at the bottom of an error.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.by_ref().last().unwrap_or(error).to_string()
+}
+
+pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
     let connected = crate::tls::quic(tls, server, port, name, "doq", true).await;
     let (endpoint, connection, _) = connected.map_err(|error| match error {
@@ -163,10 +188,12 @@ pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Q
         send.finish()?;
         Ok(receive.read_to_end(MAX_MESSAGE + 2).await?)
     };
+    let counted = Datagrams { connection: &connection, received };
     let bytes = exchange.await.map_err(|error: Box<dyn std::error::Error + Send + Sync>| {
         AskError::Malformed(format!("DNS over QUIC: {error}"))
     })?;
     let elapsed = start.elapsed();
+    drop(counted);
     connection.close(0_u32.into(), b"");
     drop(endpoint);
     // With a length field of two bytes (RFC 9250, section 4.2).
@@ -175,5 +202,58 @@ pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Q
             Ok((message.to_vec(), elapsed))
         }
         _ => Err(AskError::Malformed("the answer's length is not what it says".into())),
+    }
+}
+
+/// Counts what came over a QUIC connection, also when nobody waits for an answer any more.
+struct Datagrams<'a> {
+    connection: &'a quinn::Connection,
+    received: &'a Received,
+}
+
+impl Drop for Datagrams<'_> {
+    fn drop(&mut self) {
+        self.received.add(usize::try_from(self.connection.stats().udp_rx.bytes).unwrap_or(usize::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Question;
+    use super::*;
+
+    fn query() -> Query {
+        Query::of(&Question { name: "a.example".into(), rtype: "A".into(), class: "IN".into() }).expect("a query")
+    }
+
+    /// The other end of a connection, which writes this for as long as it is read.
+    fn flood(first: &'static [u8], again: Vec<u8>) -> tokio::io::DuplexStream {
+        let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+        tokio::spawn(async move {
+            let _ = theirs.write_all(first).await;
+            while theirs.write_all(&again).await.is_ok() {}
+        });
+        ours
+    }
+
+    #[tokio::test]
+    async fn frames_of_http_2_are_counted() {
+        // SETTINGS, then PING frames with 8 bytes of data (RFC 9113, section 6.7).
+        let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat();
+        let pings = flood(&[0, 0, 0, 4, 0, 0, 0, 0, 0], ping.repeat(1000));
+        let asked = tokio::time::timeout(Duration::from_secs(20), over_h2(pings, "https://a.example/", &query())).await;
+        let error = asked.expect("it ends by itself").expect_err("a flood").to_string();
+        assert!(error.contains("HTTP/2 frames that carry neither headers nor a body"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn answers_to_other_questions_are_few() {
+        let mut other = query().bytes;
+        other[2] |= 0x80;
+        let length = u16::try_from(other.len()).expect("short").to_be_bytes();
+        let answers = flood(&[], [&length, other.as_slice()].concat());
+        let asked = tokio::time::timeout(Duration::from_secs(20), framed(answers, &query())).await;
+        let error = asked.expect("it ends by itself").expect_err("a flood").to_string();
+        assert!(error.contains("answers to other questions"), "{error}");
     }
 }

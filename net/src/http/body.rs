@@ -9,7 +9,7 @@ use async_compression::zstd::DParameter;
 use http::HeaderMap;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::limits::{DECODED_BYTES, Exceeded, Pieces};
+use crate::limits::{DECODED_BYTES, Exceeded, Pieces};
 
 /// What came of a body.
 #[derive(Debug, Default, PartialEq, Eq)]

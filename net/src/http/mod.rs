@@ -5,7 +5,7 @@
 //! that are made here: resolve, ask the policy, dial that very address.
 
 pub mod body;
-pub mod limits;
+mod redirect;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -20,23 +20,26 @@ use http::{HeaderMap, Method, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use url::Url;
 
 use self::body::{Body, BodyReader};
-use self::limits::{Exceeded, HEADER_BYTES, HEADERS, PIECES_OF_HTTP_3, Pieces, check_headers};
-use self::timeline::{TimedStream, Timeline};
+use self::timeline::{Timeline, Wire};
 use crate::FamilyFilter;
 use crate::address::dial::{self, DialError};
-use crate::address::{LookupError, Resolver};
+use crate::address::{Found, LookupError, Resolver};
 use crate::lag::LagMonitor;
+use crate::limits::{Exceeded, HEADER_BYTES, HEADERS, Pieces, check_headers};
 use crate::metered::Metered;
 use crate::os_error::{description, is_local};
 use crate::packet::route::has_route;
-use crate::policy::{Permitted, Policy};
+use crate::policy::{Names, Permitted, Policy};
 use crate::scope::ExchangeTasks;
-use crate::tls::{QuicError, Tls, TlsDetails, negotiated};
+use crate::tls::{QuicError, Refused, Tls, TlsDetails, admitted, negotiated};
 
+pub use crate::limits;
+pub use redirect::redirect;
 pub use timeline::Timings;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +75,8 @@ pub struct Response {
     pub timings: Timings,
     pub tls: Option<TlsDetails>,
     pub body: Body,
+    /// Bytes that came over the connection: of the body, and of everything around it.
+    pub received: u64,
 }
 
 /// Which step failed.
@@ -99,6 +104,8 @@ pub struct Failure {
     pub remote: Option<IpAddr>,
     pub timings: Timings,
     pub tls: Option<TlsDetails>,
+    /// As for a [`Response`].
+    pub received: u64,
 }
 
 /// The failure of a step, before what is known about the whole exchange is added.
@@ -159,8 +166,14 @@ pub async fn exchange(
             StepError(FailureKind::Timeout, format!("Operation timed out after {} ms", request.timeout.as_millis()))
         }
     };
-    let remote = timeline.remote().map(|remote| remote.ip());
-    Err(Failure { kind: step.0, reason: step.1, remote, timings: timeline.timings(), tls: timeline.tls() })
+    Err(Failure {
+        kind: step.0,
+        reason: step.1,
+        remote: timeline.remote().map(|remote| remote.ip()),
+        timings: timeline.timings(),
+        tls: timeline.tls(),
+        received: timeline.received(),
+    })
 }
 
 async fn attempt(
@@ -179,19 +192,17 @@ async fn attempt(
         Some(url::Host::Ipv6(address)) => (address.to_string(), Some(IpAddr::V6(address))),
         None => return Err(invalid("the URL has no host")),
     };
-    let name = literal.is_none().then_some(host.as_str());
-    let addresses = if let Some(address) = request.resolve.or(literal) {
-        vec![address]
+    // A name opens only what it resolves to, not an address that the caller put in its place.
+    let found = if let Some(address) = request.resolve.or(literal) {
+        Found { addresses: vec![address], names: Names::default() }
     } else {
         let found = resolver.lookup(&host, request.family).await?;
         timeline.resolved();
         found
     };
-    // A name opens only what it resolves to, not an address that the caller put in its place.
-    let name_vetted = name.filter(|_| request.resolve.is_none());
-    let open = dial::vet(policy, &addresses, name_vetted).map_err(DialError::from)?;
+    let open = dial::vet(policy, &found.addresses, Some(&found.names)).map_err(DialError::from)?;
     // Without this a packet that never left would read as the target's silence.
-    if !open.iter().any(|permitted| has_route(permitted.address())) {
+    if !open.iter().copied().any(has_route) {
         return Err(StepError(FailureKind::Unavailable, "This host has no route to the target.".into()));
     }
     if request.version == Version::Http3 {
@@ -199,9 +210,9 @@ async fn attempt(
     }
     let (stream, remote) = dial::dial(&open, port).await?;
     timeline.connected(remote);
-    let stream = Metered::new(stream);
+    let stream = Metered::new(stream, timeline.meter());
     if !secure {
-        return h1(TimedStream::new(stream, timeline), request, timeline, remote, None).await;
+        return h1(Metered::new(stream, Wire::new(timeline)), request, timeline, remote, None).await;
     }
     let alpn: &[&str] = match request.version {
         Version::Http2 => &["h2", "http/1.1"],
@@ -210,25 +221,24 @@ async fn attempt(
     };
     let handshake =
         |error: &dyn std::fmt::Display| StepError(FailureKind::Handshake, format!("TLS handshake failed: {error}"));
-    let (config, verifier) = tls.client(alpn, request.verify_tls).map_err(|e| handshake(&e))?;
+    let (config, shown) = tls.client(alpn).map_err(|e| handshake(&e))?;
     let server_name = ServerName::try_from(host).map_err(|e| handshake(&e))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(server_name, stream).await;
-    // The time first: parsing a chain of certificates is this host's work.
+    // The time first: judging a chain of certificates is this host's work.
     timeline.secured(None);
-    let details = verifier.details();
-    timeline.secured(details.clone());
-    let stream = connected.map_err(|error| match verifier.refusal() {
-        Some(refusal) => StepError(FailureKind::Certificate, refusal),
-        None => handshake(&error),
+    let judged = shown.judged().await;
+    timeline.secured(judged.clone());
+    let (stream, details) = admitted(connected, judged, request.verify_tls).map_err(|refused| match refused {
+        Refused::Certificate(refusal) => StepError(FailureKind::Certificate, refusal),
+        Refused::Handshake(error) => handshake(&error),
     })?;
-    let details = negotiated(stream.get_ref().1, details.unwrap_or_default());
+    let details = negotiated(stream.get_ref().1, details);
     timeline.secured(Some(details.clone()));
     // Metered again: one read of the socket can decrypt to many reads of frames.
-    let stream = TimedStream::new(Metered::new(stream), timeline);
     if details.alpn.as_deref() == Some("h2") {
-        h2(stream.with_frames(), request, timeline, remote, details).await
+        h2(Metered::new(stream, Wire::with_frames(timeline)), request, timeline, remote, details).await
     } else {
-        h1(stream, request, timeline, remote, Some(details)).await
+        h1(Metered::new(stream, Wire::new(timeline)), request, timeline, remote, Some(details)).await
     }
 }
 
@@ -257,16 +267,13 @@ fn absolute(url: &Url) -> Result<Uri, StepError> {
         .map_err(|error| StepError(FailureKind::Invalid, format!("the URL cannot be sent: {error}")))
 }
 
-async fn h1<S>(
-    io: TimedStream<S>,
+async fn h1(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: &Request,
     timeline: &Arc<Timeline>,
     remote: SocketAddr,
     tls: Option<TlsDetails>,
-) -> Result<Response, StepError>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<Response, StepError> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_headers(HEADERS)
         .max_buf_size(HEADER_BYTES)
@@ -292,16 +299,13 @@ where
     alongside(connection, work).await
 }
 
-async fn h2<S>(
-    io: TimedStream<S>,
+async fn h2(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: &Request,
     timeline: &Arc<Timeline>,
     remote: SocketAddr,
     tls: TlsDetails,
-) -> Result<Response, StepError>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<Response, StepError> {
     let (tied, _end) = ExchangeTasks::new();
     let (mut sender, connection) = hyper::client::conn::http2::Builder::new(tied)
         .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
@@ -361,6 +365,7 @@ async fn receive(
         timings: timeline.timings(),
         tls,
         body: body.end().await,
+        received: timeline.received(),
     })
 }
 
@@ -394,6 +399,6 @@ fn hyper_error(error: &hyper::Error, timeline: &Timeline) -> StepError {
 /// The first address that this host has a route to. QUIC's socket does not report that there is none: the connection would
 /// time out.
 fn h3_target(open: &[Permitted]) -> Result<Permitted, StepError> {
-    let routable = open.iter().find(|permitted| has_route(permitted.address()));
-    routable.or(open.first()).copied().ok_or_else(|| StepError(FailureKind::Connect, "no address to connect to".into()))
+    let routable = open.iter().copied().find(|permitted| has_route(*permitted));
+    routable.or(open.first().copied()).ok_or_else(|| StepError(FailureKind::Connect, "no address to connect to".into()))
 }

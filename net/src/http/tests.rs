@@ -26,7 +26,7 @@ async fn ask(lag: &LagMonitor, address: SocketAddr) -> (Result<Response, StepErr
     let timeline = Arc::new(Timeline::start(lag.watch()));
     let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
     timeline.connected(address);
-    let stream = TimedStream::new(Metered::new(stream), &timeline);
+    let stream = Metered::new(Metered::new(stream, timeline.meter()), Wire::new(&timeline));
     let response = h1(stream, &get(address), &timeline, address, None).await;
     (response, timeline.timings())
 }
@@ -163,6 +163,38 @@ async fn every_way_to_fail_has_its_kind() {
         let failed = asked.map_or(FailureKind::Timeout, |(response, _)| response.expect_err(what).0);
         assert_eq!(failed, kind, "{what}");
     }
+}
+
+/// What came must be known when the exchange failed: it counts against what a test may receive.
+#[tokio::test]
+async fn a_failure_says_how_much_came() {
+    let system = Arc::<crate::system::System>::default();
+    let policy = Policy::new(vec!["any".parse().expect("a rule")], vec![], Arc::clone(&system));
+    let resolver = Resolver::new(system, policy.clone());
+    let (tls, lag) = (Tls::open().expect("trust anchors"), LagMonitor::open().expect("a timer"));
+    let stalls = server(|mut stream| {
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n";
+        let _ = stream.write_all(&[&head[..], &vec![b'x'; 1_000_000]].concat());
+        std::thread::sleep(Duration::from_secs(30));
+    });
+    let breaks_off = answers(format!("HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n{}", "x".repeat(1_000_000)));
+    let floods = flood("HTTP/1.1 200 OK\r\n\r\n", "some text");
+    let hints = flood("", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
+    for (what, address, kind, least) in [
+        ("stalls", stalls, FailureKind::Timeout, 1_000_000),
+        ("breaks off", breaks_off, FailureKind::Receive, 1_000_000),
+        ("floods", floods, FailureKind::TooLarge, limits::BODY_BYTES),
+        ("sends interim responses", hints, FailureKind::TooLarge, 32 * 40),
+    ] {
+        let timeout = if kind == FailureKind::Timeout { Duration::from_millis(500) } else { Duration::from_mins(1) };
+        let request = Request { timeout, ..get(address) };
+        let failure = exchange(&resolver, &tls, &policy, &lag, request).await.expect_err(what);
+        assert_eq!(failure.kind, kind, "{what}: {}", failure.reason);
+        assert!((least..least + (1 << 20)).contains(&failure.received), "{what}: {}", failure.received);
+    }
+    let whole = answers(format!("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}", "x".repeat(1000)));
+    let response = exchange(&resolver, &tls, &policy, &lag, get(whole)).await.expect("a response");
+    assert_eq!((response.body.transferred, response.received), (1000, 1000 + 41));
 }
 
 #[test]

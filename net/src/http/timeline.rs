@@ -2,17 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::limits::{Exceeded, Frames, Interim};
 use crate::lag::LagWatch;
+use crate::limits::{Exceeded, Frames, Interim};
+use crate::metered::{Observe, Received};
 use crate::tls::TlsDetails;
 
 /// Lengths of the phases; None for one that did not happen or was not reached.
@@ -38,6 +36,9 @@ pub struct Timeline {
     /// Nanoseconds since the start plus one; 0: has not happened. Bytes handed to the kernel, and bytes got from it.
     last_write: AtomicU64,
     first_read: AtomicU64,
+    /// Over TCP.
+    received: Received,
+    quic: OnceLock<quinn::Connection>,
     phases: Mutex<Phases>,
 }
 
@@ -64,6 +65,8 @@ impl Timeline {
             lag,
             last_write: AtomicU64::new(0),
             first_read: AtomicU64::new(0),
+            received: Received::default(),
+            quic: OnceLock::new(),
             phases: Mutex::default(),
         }
     }
@@ -91,8 +94,23 @@ impl Timeline {
         phases.remote = Some(remote);
     }
 
-    /// What a handshake that is part of connecting (QUIC) negotiated.
-    pub fn negotiated(&self, tls: TlsDetails) {
+    /// The meter of a TCP connection.
+    #[must_use]
+    pub fn meter(&self) -> Received {
+        self.received.clone()
+    }
+
+    /// Bytes that came over the connection, whatever became of them: for TCP those of its stream, for QUIC those of its
+    /// datagrams once it was connected.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        let datagrams = self.quic.get().map_or(0, |connection| connection.stats().udp_rx.bytes);
+        self.received.bytes() + datagrams
+    }
+
+    /// A QUIC connection, and what its handshake, which is part of connecting, negotiated.
+    pub fn quic(&self, connection: &quinn::Connection, tls: TlsDetails) {
+        let _ = self.quic.set(connection.clone());
         self.phases.lock().tls = Some(tls);
     }
 
@@ -109,7 +127,7 @@ impl Timeline {
         self.phases.lock().request_start = Some(self.start.elapsed());
     }
 
-    /// The request was handed over, where no [`TimedStream`] sees it.
+    /// The request was handed over, where no [`Wire`] sees it.
     pub fn request_ended(&self) {
         self.last_write.store(self.stamp(), Ordering::Relaxed);
     }
@@ -120,6 +138,10 @@ impl Timeline {
         if let Err(exceeded) = phases.interim.add(headers) {
             phases.exceeded = Some(exceeded);
         }
+    }
+
+    pub fn exceed(&self, exceeded: Exceeded) {
+        self.phases.lock().exceeded.get_or_insert(exceeded);
     }
 
     /// The head of an HTTP/1 response was parsed: its first byte came when the connection was first read.
@@ -190,81 +212,48 @@ impl Timeline {
     }
 }
 
-/// A connection that notes when it is written and first read, and counts frames of HTTP/2.
-pub struct TimedStream<S> {
-    inner: S,
+/// Notes when a connection is written and first read, and counts frames of HTTP/2.
+pub struct Wire {
     timeline: Arc<Timeline>,
     frames: Option<Frames>,
 }
 
-impl<S> TimedStream<S> {
+impl Wire {
     #[must_use]
-    pub fn new(inner: S, timeline: &Arc<Timeline>) -> Self {
-        Self { inner, timeline: Arc::clone(timeline), frames: None }
+    pub fn new(timeline: &Arc<Timeline>) -> Self {
+        Self { timeline: Arc::clone(timeline), frames: None }
     }
 
     /// For HTTP/2, from its first byte.
     #[must_use]
-    pub fn with_frames(self) -> Self {
-        Self { frames: Some(Frames::default()), ..self }
+    pub fn with_frames(timeline: &Arc<Timeline>) -> Self {
+        Self { frames: Some(Frames::default()), ..Self::new(timeline) }
+    }
+}
+
+impl Observe for Wire {
+    fn reads(&mut self) -> io::Result<()> {
+        // hyper passes over interim responses by itself; here it asks for more of them.
+        self.timeline.exceeded().map_or(Ok(()), |exceeded| Err(io::Error::other(exceeded)))
     }
 
-    fn wrote(&self) {
+    fn has_read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !bytes.is_empty() {
+            let stamp = self.timeline.stamp();
+            let _ = self.timeline.first_read.compare_exchange(0, stamp, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        if let Some(Err(exceeded)) = self.frames.as_mut().map(|frames| frames.add(bytes)) {
+            self.timeline.exceed(exceeded);
+            return Err(io::Error::other(exceeded));
+        }
+        Ok(())
+    }
+
+    fn has_written(&mut self) {
         // Writes after the response has begun (window updates of HTTP/2) are not the request's.
         let timeline = &self.timeline;
         if timeline.first_read.load(Ordering::Relaxed) == 0 || timeline.phases.lock().response_start.is_none() {
             timeline.last_write.store(timeline.stamp(), Ordering::Relaxed);
         }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // hyper passes over interim responses by itself; here it asks for more of them.
-        if let Some(exceeded) = self.timeline.exceeded() {
-            return Poll::Ready(Err(io::Error::other(exceeded)));
-        }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
-        let read = &buffer.filled()[before..];
-        if !read.is_empty() {
-            let stamp = self.timeline.stamp();
-            let _ = self.timeline.first_read.compare_exchange(0, stamp, Ordering::Relaxed, Ordering::Relaxed);
-        }
-        if let Some(Err(exceeded)) = self.frames.as_mut().map(|frames| frames.add(read)) {
-            self.timeline.phases.lock().exceeded = Some(exceeded);
-            return Poll::Ready(Err(io::Error::other(exceeded)));
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.inner).poll_write(cx, data))?;
-        self.wrote();
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, parts))?;
-        self.wrote();
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }

@@ -1,7 +1,7 @@
 //! Datagram ICMP sockets, for processes without `CAP_NET_RAW`: the kernel picks the identifier and passes each socket
 //! its own replies.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
 use socket2::{Socket, Type};
@@ -18,8 +18,9 @@ const ATTEMPTS: u32 = 3;
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn open_connected(target: IpAddr, fragmentation: Fragmentation) -> Result<Socket, StartError> {
-    let family = Family::of(target);
+pub fn open_connected(mut target: SocketAddr, fragmentation: Fragmentation) -> Result<Socket, StartError> {
+    target.set_port(0);
+    let family = Family::of(target.ip());
     let open = || -> std::io::Result<Socket> {
         let socket = open(family)?;
         socket.set_nonblocking(true)?;
@@ -29,7 +30,7 @@ pub fn open_connected(target: IpAddr, fragmentation: Fragmentation) -> Result<So
         Ok(socket)
     };
     let socket = open().map_err(|error| unavailable(&error, family))?;
-    socket.connect(&SocketAddr::new(target, 0).into()).map_err(|_| StartError::no_route())?;
+    socket.connect(&target.into()).map_err(|_| StartError::no_route())?;
     Ok(socket)
 }
 

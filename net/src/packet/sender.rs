@@ -48,7 +48,7 @@ impl RawSender {
         Ok(Self { family, socket: socket::register(socket, Interest::WRITABLE)?, departures })
     }
 
-    /// Sends one packet (without IP header) and returns when it left. Waits up to 1 s for a full send buffer. `ttl` 1–255;
+    /// Sends one packet (without IP header) and returns when it left. The port of `to` has no meaning here. Waits up to 1 s for a full send buffer. `ttl` 1–255;
     /// the system's default when None. The kernel chooses the source address when `from` is None.
     ///
     /// # Errors
@@ -56,10 +56,12 @@ impl RawSender {
     pub async fn send(
         &self,
         packet: &[u8],
-        to: IpAddr,
+        mut to: SocketAddr,
         ttl: Option<u8>,
         from: Option<IpAddr>,
     ) -> Result<Timestamp, String> {
+        // The kernel takes another number than 0 for the protocol of a raw IPv6 socket.
+        to.set_port(0);
         let deadline = tokio::time::Instant::now() + SEND_TIMEOUT;
         loop {
             match self.try_send(packet, to, ttl, from) {
@@ -75,8 +77,8 @@ impl RawSender {
         }
     }
 
-    fn try_send(&self, packet: &[u8], to: IpAddr, ttl: Option<u8>, from: Option<IpAddr>) -> nix::Result<Timestamp> {
-        let address = SockaddrStorage::from(SocketAddr::new(to, 0));
+    fn try_send(&self, packet: &[u8], to: SocketAddr, ttl: Option<u8>, from: Option<IpAddr>) -> nix::Result<Timestamp> {
+        let address = SockaddrStorage::from(to);
         let ttl = ttl.map(i32::from);
         let (v4_from, v6_from) = options::packet_info(from);
         let mut messages = vec![];

@@ -39,7 +39,7 @@ impl DatagramChannel {
         let family = echo.family();
         let unavailable = |error| unavailable(&error, family);
         let fragmentation = if parameters.dont_fragment { Fragmentation::Forbidden } else { Fragmentation::Allowed };
-        let socket = open_connected(echo.target(), fragmentation)?;
+        let socket = open_connected(echo.destination(), fragmentation)?;
         if let Some(ttl) = parameters.ttl {
             options::set_ttl(&socket, family, ttl).map_err(unavailable)?;
         }

@@ -1,6 +1,6 @@
 //! The requests of one series, and which messages answer them: the same in both modes. Pure: no sockets.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::{EchoResponse, PingParameters};
@@ -19,19 +19,25 @@ pub fn seq(index: u32) -> u16 {
 pub struct EchoDemultiplexer {
     family: Family,
     target: IpAddr,
+    destination: SocketAddr,
     payloads: EchoPayloads,
 }
 
 impl EchoDemultiplexer {
     /// `series` never repeats in a process.
     pub fn new(target: Permitted, parameters: &PingParameters, key: &TokenKey, series: u64) -> Self {
-        let target = target.address();
+        let (destination, target) = (target.socket_address(0), target.address());
         let payloads = EchoPayloads::new(key, series, target, parameters.payload_size.into());
-        Self { family: Family::of(target), target, payloads }
+        Self { family: Family::of(target), target, destination, payloads }
     }
 
     pub fn target(&self) -> IpAddr {
         self.target
+    }
+
+    /// Where requests are sent, with the interface of a link-local address.
+    pub fn destination(&self) -> SocketAddr {
+        self.destination
     }
 
     pub fn request(&self, identifier: u16, index: u32) -> Vec<u8> {

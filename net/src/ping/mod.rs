@@ -145,7 +145,7 @@ impl Ping {
         rate: Rate,
     ) -> Result<(Session, mpsc::UnboundedReceiver<Event<EchoResponse>>), StartError> {
         // Checked first, so that both modes report it alike: a failure of this host is nobody's loss.
-        if !has_route(target.address()) {
+        if !has_route(target) {
             return Err(StartError::no_route());
         }
         let (events, received) = mpsc::unbounded_channel();

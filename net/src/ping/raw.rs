@@ -105,7 +105,7 @@ impl Channel for RawChannel {
     async fn send(&mut self, index: u32) -> Result<Timestamp, String> {
         let packet = self.flow.echo.request(self.identifier, index);
         let sender = if self.dont_fragment { &self.sockets.unfragmented } else { &self.sockets.fragmenting };
-        sender.send(&packet, self.flow.echo.target(), self.ttl, None).await
+        sender.send(&packet, self.flow.echo.destination(), self.ttl, None).await
     }
 
     async fn arrival(&mut self) -> Option<Arrival<EchoResponse>> {

@@ -2,6 +2,7 @@
 //!
 //! Only the policy makes a [`Permitted`], and the engines take nothing else: code that forgets to ask does not compile.
 
+mod names;
 mod rule;
 mod special;
 
@@ -9,9 +10,9 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::name::canonical_name;
 use crate::system::System;
 
+pub use names::Names;
 pub use rule::Rule;
 
 /// DNS over UDP and TCP (53), TLS and QUIC (853).
@@ -64,34 +65,42 @@ impl Policy {
         Self { allow, deny, system, refusals: Arc::default() }
     }
 
-    /// May this address be reached, as an address of `name` when it was looked up under one?
+    /// May this address be reached? `names`: under which it was found, if any.
     ///
     /// # Errors
     /// [`Denied`], with the rule that refuses it.
-    pub fn permit(&self, address: IpAddr, name: Option<&str>) -> Result<Permitted, Denied> {
-        let name = name.map(canonical_name);
+    pub fn permit(&self, address: IpAddr, names: Option<&Names>) -> Result<Permitted, Denied> {
         let address = address.to_canonical();
-        self.judge(address, name.as_deref()).map(|()| Permitted { address, scope_id: 0 }).map_err(|reason| {
+        self.judge(address, names).map(|()| Permitted { address, scope_id: 0 }).map_err(|reason| {
             self.refusals.fetch_add(1, Ordering::Relaxed);
+            let name = names.and_then(Names::last);
             let target = name.map_or_else(|| address.to_string(), |name| format!("{name} ({address})"));
             Denied { target, reason }
         })
     }
 
     /// The reason why not.
-    fn judge(&self, address: IpAddr, name: Option<&str>) -> Result<(), String> {
+    fn judge(&self, address: IpAddr, names: Option<&Names>) -> Result<(), String> {
         let forms = special::forms(address);
+        let chosen = || names.into_iter().flat_map(Names::chosen);
         let denies = |rule: &&Rule| {
-            forms.iter().any(|form| rule.covers_address(*form)) || name.is_some_and(|name| rule.covers_name(name))
+            forms.iter().any(|form| rule.covers_address(*form)) || chosen().any(|name| rule.covers_name(name))
         };
         if let Some(rule) = self.deny.iter().find(denies) {
             return Err(format!("the operator denies {rule}"));
+        }
+        // Whatever a name leads to is what is reached.
+        for name in names.into_iter().flat_map(Names::passed) {
+            if let Some(rule) = self.deny.iter().find(|rule| rule.covers_name(name)) {
+                return Err(format!("it leads to {name}, and the operator denies {rule}"));
+            }
         }
         let opened = |form: IpAddr| self.allow.iter().any(|rule| rule.covers_address(form));
         if opened(address) {
             return Ok(());
         }
-        let name_opened = name.is_some_and(|name| self.allow.iter().any(|rule| rule.covers_name(name)));
+        // An alias opens nothing: anybody may let a name of theirs lead to an open one, and answer for that one too.
+        let name_opened = chosen().any(|name| self.allow.iter().any(|rule| rule.covers_name(name)));
         // An address that carries an IPv4 one reaches that one: both must be open.
         for form in forms {
             let Some(closed) = self.closed(form).filter(|_| !opened(form)) else { continue };
@@ -127,14 +136,14 @@ impl Policy {
     ///
     /// # Errors
     /// [`Denied`], with the rule that refuses it.
-    pub fn permit_question(&self, server: IpAddr, port: u16, name: Option<&str>) -> Result<Permitted, Denied> {
+    pub fn permit_question(&self, server: IpAddr, port: u16, names: Option<&Names>) -> Result<Permitted, Denied> {
         let server = server.to_canonical();
         if DNS_PORTS.contains(&port)
             && let Some(own) = self.name_servers().into_iter().find(|own| own.address == server)
         {
             return Ok(own);
         }
-        self.permit(server, name)
+        self.permit(server, names)
     }
 
     /// The name servers of this host, as `/etc/resolv.conf` has them now.

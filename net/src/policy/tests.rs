@@ -19,7 +19,7 @@ fn policy(allow: &str, deny: &str) -> Policy {
 }
 
 fn permits(policy: &Policy, address: &str, name: Option<&str>) -> bool {
-    policy.permit(address.parse().expect("an address"), name).is_ok()
+    policy.permit(address.parse().expect("an address"), name.map(Names::of).as_ref()).is_ok()
 }
 
 #[test]
@@ -117,6 +117,60 @@ fn names_open_and_close_the_addresses_found_under_them() {
     }
 }
 
+/// The answers about a name go on to other names, which whoever controls a zone has chosen.
+#[test]
+fn aliases_are_denied_and_open_nothing() {
+    let aliases = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let private = "10.0.0.1".parse().expect("an address");
+    let global = "8.8.8.8".parse().expect("an address");
+    let policy = policy("intranet.example,*.lab.example", "bad.example,*.evil.example");
+    let stranger = Names::new("stranger.example", "stranger.example.", &aliases(&["Intranet.Example."]));
+    assert!(policy.permit(private, Some(&stranger)).is_err(), "a stranger's name that leads to an open one");
+    let leaves = Names::new("intranet.example", "intranet.example.", &aliases(&["cdn.example."]));
+    assert!(policy.permit(private, Some(&leaves)).is_ok(), "an open name that leads elsewhere");
+    for passed in [&["bad.example."][..], &["x.example.", "BAD.example."], &["a.evil.example.", "y.example."]] {
+        for name in ["open.example", "www.lab.example"] {
+            let names = Names::new(name, name, &aliases(passed));
+            assert!(policy.permit(global, Some(&names)).is_err(), "{name}: {passed:?}");
+        }
+    }
+    let denied =
+        policy.permit(global, Some(&Names::new("a", "a", &aliases(&["b.evil.example."])))).expect_err("denied");
+    assert_eq!(
+        denied.to_string(),
+        "Target 'a (8.8.8.8)' is not allowed: it leads to b.evil.example, and the operator denies *.evil.example."
+    );
+}
+
+#[test]
+fn a_name_is_judged_as_it_was_written_and_as_it_was_completed() {
+    let (private, global) = ("10.0.0.1".parse().expect("an address"), "8.8.8.8".parse().expect("an address"));
+    let by_completion = policy("db.corp.example", "www.corp.example");
+    let names = |name: &str| Names::new(name, &format!("{name}.corp.example."), &[]);
+    assert!(by_completion.permit(private, Some(&names("db"))).is_ok());
+    assert!(by_completion.permit(private, Some(&names("other"))).is_err());
+    assert!(by_completion.permit(global, Some(&names("www"))).is_err());
+    let as_written = policy("db", "www");
+    assert!(as_written.permit(private, Some(&names("db"))).is_ok());
+    assert!(as_written.permit(global, Some(&names("www"))).is_err());
+}
+
+#[test]
+fn an_address_that_was_found_under_several_names_is_judged_by_all_of_them() {
+    let policy = policy("open.example", "bad.example");
+    let private = "10.0.0.1".parse().expect("an address");
+    for order in [["open.example", "other.example"], ["other.example", "open.example"]] {
+        let mut names = Names::default();
+        for name in order {
+            names.add(&Names::of(name));
+        }
+        assert!(policy.permit(private, Some(&names)).is_ok(), "{order:?}: the last one is not the only one");
+        names.add(&Names::of("bad.example"));
+        names.add(&Names::of("open.example"));
+        assert!(policy.permit(private, Some(&names)).is_err(), "{order:?}: DENY wins");
+    }
+}
+
 #[test]
 fn a_rule_for_a_name_opens_networks_and_never_this_host_or_its_cloud() {
     let name = Some("www.lab.example");
@@ -136,7 +190,8 @@ fn a_rule_for_a_name_opens_networks_and_never_this_host_or_its_cloud() {
         let opened = policy(&format!("*.lab.example,{address}"), "");
         assert!(permits(&opened, address, name), "{address} is opened by its address");
     }
-    let denied = by_name.permit("127.0.0.1".parse().expect("an address"), name).expect_err("closed");
+    let names = name.map(Names::of);
+    let denied = by_name.permit("127.0.0.1".parse().expect("an address"), names.as_ref()).expect_err("closed");
     assert_eq!(
         denied.to_string(),
         "Target 'www.lab.example (127.0.0.1)' is not allowed: it is a loopback address, and a rule for a name does \

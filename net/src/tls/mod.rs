@@ -19,6 +19,11 @@ use crate::policy::Permitted;
 /// Certificates of a chain that are shown.
 const CHAIN: usize = 16;
 
+/// Streams that a QUIC server may have open at once: HTTP/3 needs three (RFC 9114, section 6.2).
+const SERVER_STREAMS: u32 = 8;
+/// As over HTTP/2.
+const STREAM_WINDOW: u32 = 1 << 20;
+
 /// Trust anchors and cryptography, shared by all connections.
 pub struct Tls {
     provider: Arc<CryptoProvider>,
@@ -71,74 +76,129 @@ impl Tls {
         Ok(Self { provider, verifier, anchors })
     }
 
-    /// A configuration for one connection, and the verifier of its handshake. With `verify` false a certificate that
-    /// does not verify is used all the same; the verifier says so.
+    /// A configuration for one connection to a target, and what the server shows in its handshake. The handshake takes any
+    /// certificate: whoever connects judges it before sending anything.
     ///
     /// # Errors
     /// When the cryptography does not fit, which is a mistake in this program.
-    pub fn client(
-        &self,
-        alpn: &[&str],
-        verify: bool,
-    ) -> Result<(ClientConfig, Arc<CertificateVerifier>), rustls::Error> {
-        let verifier =
-            Arc::new(CertificateVerifier { inner: Arc::clone(&self.verifier), verify, seen: Mutex::default() });
-        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_safe_default_protocol_versions()?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
-            .with_no_client_auth();
+    pub fn client(&self, alpn: &[&str]) -> Result<(ClientConfig, Shown), rustls::Error> {
+        let shown = Shown { verifier: Arc::clone(&self.verifier), certificates: Arc::default() };
+        let recorder = Recorder { inner: Arc::clone(&self.verifier), certificates: Arc::clone(&shown.certificates) };
+        let mut config = self.with(Arc::new(recorder))?;
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         // Every test makes its own, whole handshake.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok((config, verifier))
+        Ok((config, shown))
+    }
+
+    /// A configuration for a server that the operator has chosen: its certificate is verified in the handshake.
+    ///
+    /// # Errors
+    /// As [`client`](Self::client).
+    pub fn verifying_client(&self, alpn: &[&str]) -> Result<ClientConfig, rustls::Error> {
+        let mut config = self.with(Arc::clone(&self.verifier) as _)?;
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Ok(config)
+    }
+
+    fn with(&self, verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, rustls::Error> {
+        let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        Ok(config.with_no_client_auth())
     }
 }
 
-/// Records the server's certificates and whether they verify, whether or not the connection is made.
-pub struct CertificateVerifier {
-    inner: Arc<WebPkiServerVerifier>,
-    verify: bool,
-    seen: Mutex<Seen>,
-}
-
-#[derive(Default)]
-struct Seen {
+/// What is needed to verify a server's certificate.
+struct Certificates {
     chain: Vec<CertificateDer<'static>>,
-    verification: Option<Result<(), String>>,
+    server_name: ServerName<'static>,
+    ocsp_response: Vec<u8>,
+    now: UnixTime,
 }
 
-impl fmt::Debug for CertificateVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CertificateVerifier")
-    }
+/// What a server has shown in a handshake, well ended or not.
+///
+/// rustls asks for a verdict in the middle of the handshake, on the thread that does it, and the server chooses how long
+/// that takes: how many certificates there are, their keys and their names. So the handshake only records them.
+pub struct Shown {
+    verifier: Arc<WebPkiServerVerifier>,
+    certificates: Arc<Mutex<Option<Certificates>>>,
 }
 
-impl CertificateVerifier {
-    /// None before the server's certificates came.
-    #[must_use]
-    pub fn details(&self) -> Option<TlsDetails> {
-        let seen = self.seen.lock();
-        let verification = seen.verification.as_ref()?;
-        Some(TlsDetails {
-            verified: verification.is_ok(),
-            verify_error: verification.as_ref().err().cloned(),
-            chain: seen.chain.iter().map(certificate).collect(),
+/// Why a connection is not to be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused<E> {
+    Certificate(String),
+    Handshake(E),
+}
+
+impl Shown {
+    /// Verifies the certificate on a thread for such work. None: the server has shown none.
+    pub async fn judged(self) -> Option<TlsDetails> {
+        let certificates = self.certificates.lock().take()?;
+        let judged = tokio::task::spawn_blocking(move || judge(&self.verifier, &certificates)).await;
+        // It is cut short when this program ends.
+        Some(judged.unwrap_or_else(|_| TlsDetails {
+            verify_error: Some("certificate was not verified".into()),
             ..TlsDetails::default()
-        })
-    }
-
-    /// Why the certificate does not verify, when that is what ended the handshake.
-    #[must_use]
-    pub fn refusal(&self) -> Option<String> {
-        if !self.verify {
-            return None;
-        }
-        self.seen.lock().verification.as_ref().and_then(|verification| verification.as_ref().err().cloned())
+        }))
     }
 }
 
-impl ServerCertVerifier for CertificateVerifier {
+/// The connection that a handshake gave, unless its certificate is refused. With `verify` false a certificate that does
+/// not verify is used all the same; the details say so.
+///
+/// # Errors
+/// See [`Refused`].
+pub fn admitted<T, E>(
+    connected: Result<T, E>,
+    judged: Option<TlsDetails>,
+    verify: bool,
+) -> Result<(T, TlsDetails), Refused<E>> {
+    match (connected, judged) {
+        (_, Some(TlsDetails { verified: false, verify_error, .. })) if verify => {
+            Err(Refused::Certificate(verify_error.unwrap_or_default()))
+        }
+        (Err(error), _) => Err(Refused::Handshake(error)),
+        (Ok(_), None) if verify => Err(Refused::Certificate("the server has shown no certificate".into())),
+        (Ok(connection), judged) => Ok((connection, judged.unwrap_or_default())),
+    }
+}
+
+fn judge(verifier: &WebPkiServerVerifier, shown: &Certificates) -> TlsDetails {
+    let verification = shown.chain.split_first().map(|(end_entity, intermediates)| {
+        verifier
+            .verify_server_cert(end_entity, intermediates, &shown.server_name, &shown.ocsp_response, shown.now)
+            .map_err(|error| verify_error_text(&error, end_entity))
+    });
+    let verify_error = match verification {
+        Some(Ok(_)) => None,
+        Some(Err(error)) => Some(error),
+        None => Some("the server has no certificate".into()),
+    };
+    TlsDetails {
+        verified: verify_error.is_none(),
+        verify_error,
+        chain: shown.chain.iter().take(CHAIN).map(certificate).collect(),
+        ..TlsDetails::default()
+    }
+}
+
+/// Takes any certificate, and keeps it.
+struct Recorder {
+    inner: Arc<WebPkiServerVerifier>,
+    certificates: Arc<Mutex<Option<Certificates>>>,
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recorder")
+    }
+}
+
+impl ServerCertVerifier for Recorder {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -147,15 +207,17 @@ impl ServerCertVerifier for CertificateVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verification = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        let mut seen = self.seen.lock();
         let chain = std::iter::once(end_entity).chain(intermediates);
-        seen.chain = chain.take(CHAIN).map(|der| der.clone().into_owned()).collect();
-        seen.verification =
-            Some(verification.as_ref().map(|_| ()).map_err(|error| verify_error_text(error, end_entity)));
-        if self.verify { verification } else { Ok(ServerCertVerified::assertion()) }
+        *self.certificates.lock() = Some(Certificates {
+            chain: chain.map(|der| der.clone().into_owned()).collect(),
+            server_name: server_name.to_owned(),
+            ocsp_response: ocsp_response.to_vec(),
+            now,
+        });
+        Ok(ServerCertVerified::assertion())
     }
 
+    // That the server has the key of its certificate: one signature.
     fn verify_tls12_signature(
         &self,
         message: &[u8],
@@ -271,6 +333,14 @@ pub enum QuicError {
     Host(std::io::Error),
 }
 
+/// How much of a server's data waits to be read, over all streams: those of the server's own are read by nobody, or last.
+fn transport() -> quinn::TransportConfig {
+    let mut transport = quinn::TransportConfig::default();
+    transport.max_concurrent_bidi_streams(0_u32.into()).max_concurrent_uni_streams(SERVER_STREAMS.into());
+    transport.stream_receive_window(STREAM_WINDOW.into()).receive_window((2 * STREAM_WINDOW).into());
+    transport
+}
+
 /// A QUIC connection (RFC 9000) to a vetted address, on a socket of its own.
 ///
 /// # Errors
@@ -284,34 +354,50 @@ pub async fn quic(
     verify: bool,
 ) -> Result<(quinn::Endpoint, quinn::Connection, TlsDetails), QuicError> {
     let handshake = |error: &dyn fmt::Display| QuicError::Handshake(error.to_string());
-    let (config, verifier) = tls.client(&[alpn], verify).map_err(|e| handshake(&e))?;
+    let (config, shown) = tls.client(&[alpn]).map_err(|e| handshake(&e))?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(|e| handshake(&e))?;
     let local: SocketAddr =
         if target.address().is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let mut endpoint = quinn::Endpoint::client(local).map_err(QuicError::Host)?;
-    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
-    let connecting =
-        endpoint.connect(SocketAddr::new(target.address(), port), server_name).map_err(|e| handshake(&e))?;
-    match connecting.await {
-        Ok(connection) => {
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport()));
+    endpoint.set_default_client_config(config);
+    let connecting = endpoint.connect(target.socket_address(port), server_name).map_err(|e| handshake(&e))?;
+    let connected = connecting.await;
+    match admitted(connected, shown.judged().await, verify) {
+        Ok((connection, details)) => {
             let alpn = connection
                 .handshake_data()
                 .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
                 .and_then(|data| data.protocol.map(|p| String::from_utf8_lossy(&p).into_owned()));
-            let details = TlsDetails {
-                // QUIC is TLS 1.3 by definition (RFC 9001); quinn does not say which cipher it uses.
-                version: Some("TLSv1.3".into()),
-                alpn,
-                ..verifier.details().unwrap_or_default()
-            };
-            Ok((endpoint, connection, details))
+            // QUIC is TLS 1.3 by definition (RFC 9001); quinn does not say which cipher it uses.
+            Ok((endpoint, connection, TlsDetails { version: Some("TLSv1.3".into()), alpn, ..details }))
         }
-        Err(error) => Err(match verifier.refusal() {
-            Some(refusal) => QuicError::Certificate(refusal),
-            None => match error {
-                quinn::ConnectionError::TransportError(error) => handshake(&error),
-                other => QuicError::Connect(other.to_string()),
-            },
-        }),
+        Err(Refused::Certificate(refusal)) => Err(QuicError::Certificate(refusal)),
+        Err(Refused::Handshake(quinn::ConnectionError::TransportError(error))) => Err(handshake(&error)),
+        Err(Refused::Handshake(other)) => Err(QuicError::Connect(other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_used_only_with_a_certificate_that_was_verified() {
+        let judged = |verified: bool| {
+            let verify_error = (!verified).then(|| "expired".to_owned());
+            Some(TlsDetails { verified, verify_error, ..TlsDetails::default() })
+        };
+        let refused = |connected: Result<(), &'static str>, judged, verify| admitted(connected, judged, verify).err();
+        assert_eq!(refused(Ok(()), judged(true), true), None);
+        assert_eq!(refused(Ok(()), judged(false), true), Some(Refused::Certificate("expired".into())));
+        assert_eq!(refused(Err("reset"), judged(false), true), Some(Refused::Certificate("expired".into())));
+        assert!(matches!(refused(Ok(()), None, true), Some(Refused::Certificate(_))));
+        assert_eq!(refused(Err("reset"), judged(true), true), Some(Refused::Handshake("reset")));
+        assert_eq!(refused(Err("reset"), None, true), Some(Refused::Handshake("reset")));
+        assert_eq!(refused(Ok(()), judged(false), false), None);
+        assert_eq!(refused(Ok(()), None, false), None);
+        assert_eq!(refused(Err("reset"), judged(false), false), Some(Refused::Handshake("reset")));
     }
 }

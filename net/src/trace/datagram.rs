@@ -100,7 +100,7 @@ impl DatagramChannel {
             options::enable_error_queue(&socket, family)?;
             options::set_fragmentation(&socket, family, Fragmentation::InterfaceMtu)?;
             options::set_ttl(&socket, family, ttl)?;
-            socket.bind(&SocketAddr::new(template.source, 0).into())?;
+            socket.bind(&template.source.into())?;
             Ok(socket)
         };
         open().map(|socket| (socket, permit)).map_err(|error| format!("no socket: {error}"))
@@ -150,7 +150,7 @@ impl DatagramChannel {
     }
 
     fn destination(&self) -> SocketAddr {
-        SocketAddr::new(self.probes.template.target, self.probes.template.port)
+        self.probes.template.target
     }
 
     /// Reads until the probe's timeout, and returns the permit when the socket is closed.
@@ -197,7 +197,7 @@ fn datagram_response(
         _ if probes.template.question.is_some() => return None,
         _ => ResponseKind::Datagram,
     };
-    Some((received.source.unwrap_or(probes.template.target), response))
+    Some((received.source.unwrap_or(probes.template.target.ip()), response))
 }
 
 /// How a TCP handshake ended: source, timestamp and response.
@@ -218,13 +218,13 @@ async fn handshake(
         }
         match socket.get_ref().take_error() {
             Ok(Some(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                return Some((template.target, None, ProbeResponse { kind: ResponseKind::Reset, rtt_valid }));
+                return Some((template.target.ip(), None, ProbeResponse { kind: ResponseKind::Reset, rtt_valid }));
             }
             Ok(None) if socket.get_ref().peer_addr().is_ok() => {
                 // The kernel's own measurement of the handshake.
                 let (rtt, is_retransmitted) = options::tcp_handshake(&socket.as_fd()).ok()?;
                 let response = ProbeResponse { kind: ResponseKind::SynAck, rtt_valid: !is_retransmitted };
-                return Some((template.target, Some(departure.wall() + rtt), response));
+                return Some((template.target.ip(), Some(departure.wall() + rtt), response));
             }
             // The error of an ICMP message that arrived after the error queue was read: the next read finds it.
             Ok(Some(_)) => {}
@@ -239,7 +239,7 @@ async fn read_echoes(
     probes: Arc<ProbeTable>,
     sink: Arc<ArrivalSink<ProbeResponse>>,
 ) {
-    let target = probes.template.target;
+    let target = probes.template.target.ip();
     loop {
         sink.count_dropped(reader.newly_dropped());
         let (received, message) = reader.next().await;

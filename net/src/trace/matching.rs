@@ -114,7 +114,7 @@ impl ProbeTable {
     /// The probe that an ICMP error quotes.
     #[must_use]
     pub fn quoted(&self, quoted: &Quoted<'_>) -> Option<u32> {
-        if quoted.target != self.template.target || quoted.protocol != self.template.protocol() {
+        if quoted.target != self.template.target.ip() || quoted.protocol != self.template.protocol() {
             return None;
         }
         let head: &[u8; 8] = quoted.transport.first_chunk()?;
@@ -123,7 +123,7 @@ impl ProbeTable {
             return self.quoted_echo(identifier, quoted.transport);
         }
         let flow = self.flow_of(u16_at(head, 0))?;
-        if u16_at(head, 2) != self.template.port {
+        if u16_at(head, 2) != self.template.target.port() {
             return None;
         }
         if self.template.transport == Transport::Tcp {
@@ -205,11 +205,11 @@ mod tests {
 
     fn template(transport: Transport, family: Family, payload_size: usize) -> Template {
         let (source, target) = match family {
-            Family::V4 => ("10.80.1.1", "192.0.2.9"),
-            Family::V6 => ("fd80::1", "2001:db8::9"),
+            Family::V4 => ("10.80.1.1:0", "192.0.2.9:80"),
+            Family::V6 => ("[fd80::1]:0", "[2001:db8::9]:80"),
         };
         let address = |text: &str| text.parse().expect("an address");
-        Template { transport, source: address(source), target: address(target), port: 80, payload_size, question: None }
+        Template { transport, source: address(source), target: address(target), payload_size, question: None }
     }
 
     fn plan(ttls: u8, flows: u16) -> Vec<ProbePacket> {
@@ -225,7 +225,7 @@ mod tests {
 
     fn quote(table: &ProbeTable, bytes: &[u8], length: usize) -> Option<u32> {
         let transport = &bytes[..length.min(bytes.len())];
-        table.quoted(&Quoted { target: table.template.target, protocol: table.template.protocol(), transport })
+        table.quoted(&Quoted { target: table.template.target.ip(), protocol: table.template.protocol(), transport })
     }
 
     #[test]

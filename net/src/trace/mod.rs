@@ -10,7 +10,7 @@ mod probe;
 mod raw;
 
 use std::cell::OnceCell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -197,7 +197,6 @@ impl Tracer {
 }
 
 fn template(target: Permitted, parameters: &TraceParameters, raw: bool) -> Result<Template, TraceError> {
-    let target = target.address();
     let (transport, port, question) = match &parameters.protocol {
         Protocol::Icmp => (Transport::Icmp, 0, None),
         Protocol::Tcp(port) => (Transport::Tcp, *port, None),
@@ -211,10 +210,10 @@ fn template(target: Permitted, parameters: &TraceParameters, raw: bool) -> Resul
         None => parameters.payload_size.into(),
     };
     // Connecting to port 0 fails.
-    let source = source_address(SocketAddr::new(target, port.max(1))).map_err(|error| {
+    let source = source_address(target.socket_address(port.max(1))).map_err(|error| {
         if is_no_route(&error) { StartError::no_route() } else { StartError::no_socket("UDP", &error) }
     })?;
-    Ok(Template { transport, source, target, port, payload_size, question })
+    Ok(Template { transport, source, target: target.socket_address(port), payload_size, question })
 }
 
 fn properties(mode: Mode, probes: &ProbeTable) -> TraceProperties {

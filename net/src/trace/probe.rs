@@ -10,7 +10,7 @@
 //! | UDP | checksum, by a random payload | the same ports |
 //! | TCP | initial sequence number, random | the same ports |
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::tcp::{self, TcpFlags, TcpPacket};
@@ -70,10 +70,10 @@ impl Flows {
 #[derive(Clone)]
 pub struct Template {
     pub transport: Transport,
-    pub source: IpAddr,
-    pub target: IpAddr,
-    /// Destination port; 0 for ICMP.
-    pub port: u16,
+    /// With port 0.
+    pub source: SocketAddr,
+    /// The port is 0 for ICMP.
+    pub target: SocketAddr,
     /// Bytes of payload.
     pub payload_size: usize,
     /// The payload is this question, with a message ID for each probe.
@@ -104,7 +104,7 @@ pub struct ProbeFields {
 impl Template {
     #[must_use]
     pub fn family(&self) -> Family {
-        Family::of(self.target)
+        Family::of(self.target.ip())
     }
 
     /// Bytes of the IP packet, before fragmentation.
@@ -185,12 +185,12 @@ impl Template {
     }
 
     fn syn(&self, port: u16, isn: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = [port, self.port].map(u16::to_be_bytes).concat();
+        let mut bytes = [port, self.target.port()].map(u16::to_be_bytes).concat();
         bytes.extend(isn.to_be_bytes());
         // Acknowledgement 0, header of 5 words, window 64,240, checksum 0, urgent pointer 0.
         bytes.extend([0, 0, 0, 0, 5 << 4, TcpFlags::SYN, 0xfa, 0xf0, 0, 0, 0, 0]);
         bytes.extend(payload);
-        let checksum = TcpPacket::new(&bytes).map_or(0, |segment| match (self.source, self.target) {
+        let checksum = TcpPacket::new(&bytes).map_or(0, |segment| match (self.source.ip(), self.target.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => tcp::ipv4_checksum(&segment, &from, &to),
             (IpAddr::V6(from), IpAddr::V6(to)) => tcp::ipv6_checksum(&segment, &from, &to),
             _ => 0,
@@ -201,9 +201,9 @@ impl Template {
 
     fn datagram(&self, port: u16, payload: &[u8]) -> Vec<u8> {
         let length = u16::try_from(8 + payload.len()).unwrap_or(u16::MAX);
-        let mut bytes = [port, self.port, length, 0].map(u16::to_be_bytes).concat();
+        let mut bytes = [port, self.target.port(), length, 0].map(u16::to_be_bytes).concat();
         bytes.extend(payload);
-        let checksum = UdpPacket::new(&bytes).map_or(0, |datagram| match (self.source, self.target) {
+        let checksum = UdpPacket::new(&bytes).map_or(0, |datagram| match (self.source.ip(), self.target.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => udp::ipv4_checksum(&datagram, &from, &to),
             (IpAddr::V6(from), IpAddr::V6(to)) => udp::ipv6_checksum(&datagram, &from, &to),
             _ => 0,

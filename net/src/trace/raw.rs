@@ -2,7 +2,6 @@
 //! target from the UDP sockets that are bound to the probes' ports, or from raw TCP sockets with a filter for those
 //! ports. A TCP port is bound and never connected: the kernel resets what answers there, so nothing stays half open.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use pnet_packet::tcp::{TcpFlags, TcpPacket};
@@ -70,7 +69,7 @@ impl Demultiplexer for TraceDemultiplexer {
     fn receive(&self, received: &ReceivedMessage<'_>) {
         let Some(probes) = self.probes.get() else { return };
         let (index, response) = match &received.message {
-            Message::EchoReply { identifier, seq, payload } if received.source == probes.template.target => {
+            Message::EchoReply { identifier, seq, payload } if received.source == probes.template.target.ip() => {
                 (probes.echo_reply(*identifier, *seq, payload), ResponseKind::EchoReply)
             }
             Message::EchoReply { .. } => return,
@@ -148,10 +147,10 @@ fn open_udp(template: &Template) -> std::io::Result<(u16, Socket)> {
     let socket = Socket::new(family.domain(), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     options::enable_receive_metadata(&socket, family)?;
-    socket.bind(&SocketAddr::new(template.source, 0).into())?;
+    socket.bind(&template.source.into())?;
     // Connected, the socket receives from that address and port only. Port 0 cannot be connected to, nor send.
-    if template.port != 0 {
-        socket.connect(&SocketAddr::new(template.target, template.port).into())?;
+    if template.target.port() != 0 {
+        socket.connect(&template.target.into())?;
     }
     Ok((port_of(&socket)?, socket))
 }
@@ -160,12 +159,14 @@ fn open_udp(template: &Template) -> std::io::Result<(u16, Socket)> {
 async fn open_tcp(template: &Template, opener: &Opener) -> std::io::Result<(u16, Socket, Socket)> {
     let family = template.family();
     let holder = Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP))?;
-    holder.bind(&SocketAddr::new(template.source, 0).into())?;
+    holder.bind(&template.source.into())?;
     let port = port_of(&holder)?;
     let raw = opener.raw_tcp(family).await?;
     options::attach_port_filter(&raw, family, port)?;
     options::enable_receive_metadata(&raw, family)?;
-    raw.connect(&SocketAddr::new(template.target, 0).into())?;
+    let mut target = template.target;
+    target.set_port(0);
+    raw.connect(&target.into())?;
     Ok((port, holder, raw))
 }
 
@@ -182,7 +183,7 @@ async fn read_datagrams(mut reader: SocketReader, flow: usize, demultiplexer: Ar
         let Some(probes) = demultiplexer.probes.get() else { continue };
         if let Some((index, rcode)) = probes.datagram_answer(flow, payload) {
             let response = rcode.map_or(ResponseKind::Datagram, |rcode| ResponseKind::Dns { rcode });
-            let source = received.source.unwrap_or(probes.template.target);
+            let source = received.source.unwrap_or(probes.template.target.ip());
             sink.push(arrival(index, source, received.timestamp, response));
         }
     }
@@ -204,8 +205,8 @@ async fn read_segments(mut reader: SocketReader, demultiplexer: Arc<TraceDemulti
             flags if flags == TcpFlags::SYN | TcpFlags::ACK => ResponseKind::SynAck,
             _ => continue,
         };
-        let source = received.source.unwrap_or(probes.template.target);
-        if segment.get_source() != probes.template.port || source != probes.template.target {
+        let source = received.source.unwrap_or(probes.template.target.ip());
+        if segment.get_source() != probes.template.target.port() || source != probes.template.target.ip() {
             continue;
         }
         if let Some(index) = probes.acknowledged(segment.get_destination(), segment.get_acknowledgement()) {
@@ -225,7 +226,7 @@ impl Channel for RawChannel {
             Transport::Udp => &self.sockets.udp,
         };
         let (source, target) = (probes.template.source, probes.template.target);
-        sender.send(&probes.bytes(index), target, probes.probe(index).map(|probe| probe.ttl), Some(source)).await
+        sender.send(&probes.bytes(index), target, probes.probe(index).map(|probe| probe.ttl), Some(source.ip())).await
     }
 
     async fn arrival(&mut self) -> Option<Arrival<ProbeResponse>> {

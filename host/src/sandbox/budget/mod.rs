@@ -79,7 +79,8 @@ const PACKET_BYTES: u32 = 1_500;
 pub const PACKETS_PER_SECOND: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
 pub const PACKET_BURST: NonZeroU32 = NonZeroU32::new(48).unwrap();
 
-/// Bytes that one run may receive in bodies and answers. The exchange that passes it is the last one.
+/// Bytes that one run may receive over its connections and in DNS answers, whatever came of them. The exchange that passes
+/// it is the last one.
 pub const RECEIVED_BYTES: u64 = 256 << 20;
 
 /// A plugin file.

@@ -7,6 +7,7 @@ use scouter_net::browser::{self as engine, BrowserError as EngineError};
 use url::Url;
 
 use super::http::RESERVED;
+use super::weight::{Weigh, plain, records};
 use super::{RunState, wit};
 use crate::sandbox::budget::{PACKET_BURST, PACKETS_OF, Target, Use};
 use wit::browser::{
@@ -60,8 +61,40 @@ fn checked(request: wit::browser::Navigation) -> Result<engine::Request, String>
 
 impl wit::browser::Host for RunState {
     async fn load(&mut self, request: wit::browser::Navigation) -> wasmtime::Result<Result<Page, BrowserError>> {
-        let sizes: usize = request.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
-        self.call(request.url.len() + sizes)?;
+        self.call(&request)?;
+        let loaded = self.loaded(request).await?;
+        self.give(loaded)
+    }
+}
+
+records! {
+    wit::browser::Navigation { browser, url, headers, verify_tls, timeout_ms, screenshot_bytes }
+    Failure { kind, reason }
+    Timings { dns, connect, tls, send, wait, download, total }
+    Exchange {
+        role, url, method, destination, status, reason, version, headers, failure, remote_address, remote_port,
+        started_ms, timings, header_bytes, body_bytes, mime_type,
+    }
+    Vitals {
+        ttfb, first_contentful_paint, largest_contentful_paint, dom_content_loaded, load, layout_shift,
+    }
+    ConsoleMessage { level, text, url, line }
+    Page {
+        browser, started_at_ms, exchanges, omitted, loaded, stopped, navigation_error, vitals, console, screenshot,
+    }
+}
+plain!(BrowserName, FailureKind, Role);
+
+impl Weigh for BrowserError {
+    fn referred(&self) -> usize {
+        match self {
+            Self::Invalid(reason) | Self::Unavailable(reason) | Self::Crashed(reason) => reason.referred(),
+        }
+    }
+}
+
+impl RunState {
+    async fn loaded(&mut self, request: wit::browser::Navigation) -> wasmtime::Result<Result<Page, BrowserError>> {
         let request = match checked(request) {
             Ok(request) => request,
             Err(reason) => return Ok(Err(BrowserError::Invalid(reason))),
@@ -74,17 +107,17 @@ impl wit::browser::Host for RunState {
         // What a connection sends is paced by TCP: this paces how often pages are begun.
         self.pace(PACKET_BURST.get()).await;
         let services = self.services.clone();
-        let page = match self.on_io(async move { services.net.browsers.load(&request).await }).await? {
-            Ok(page) => page,
-            Err(EngineError::Unavailable(reason)) => return Ok(Err(BrowserError::Unavailable(reason))),
-            Err(EngineError::Crashed(reason)) => return Ok(Err(BrowserError::Crashed(reason))),
+        let loaded = self.on_io(async move { services.net.browsers.load(&request).await }).await?;
+        let received = match &loaded {
+            Ok(engine::Page { received, .. }) | Err(EngineError::Crashed { received, .. }) => *received,
+            Err(EngineError::Unavailable(_)) => 0,
         };
-        let of_headers = |e: &engine::Exchange| e.headers.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
-        let bytes: usize = page.exchanges.iter().map(|e| e.url.len() + of_headers(e) + 200).sum();
-        let received = page.exchanges.iter().filter_map(|e| e.body_bytes).sum();
         self.guest.budget.received(received, None);
-        self.carried(bytes + page.screenshot.as_ref().map_or(0, Vec::len))?;
-        Ok(Ok(page.into()))
+        Ok(match loaded {
+            Ok(page) => Ok(page.into()),
+            Err(EngineError::Unavailable(reason)) => Err(BrowserError::Unavailable(reason)),
+            Err(EngineError::Crashed { reason, .. }) => Err(BrowserError::Crashed(reason)),
+        })
     }
 }
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use scouter_net::dns::{self, AskError, Question, Request, Transport};
 use scouter_net::lag::DEGRADED;
+use scouter_net::metered::Received;
 
+use super::weight::{Weigh, plain, records};
 use super::{RunState, parse_address, wit};
 use crate::sandbox::budget::{PACKETS_OF, Target, Use};
 use wit::dns::{AnswerFlags, DnsError, ResourceRecord};
@@ -87,7 +89,37 @@ impl wit::dns::Answer {
 
 impl wit::dns::Host for RunState {
     async fn ask(&mut self, query: wit::dns::Query) -> wasmtime::Result<Result<wit::dns::Answer, DnsError>> {
-        self.call(query.question.name.len() + query.server_name.as_ref().map_or(0, String::len))?;
+        self.call(&query)?;
+        let answered = self.answer(query).await?;
+        self.give(answered)
+    }
+}
+
+records! {
+    wit::dns::Query { question, server, port, transport, server_name, recursion_desired, dnssec_ok, timeout_ms }
+    wit::dns::Question { name, type_, class }
+    ResourceRecord { name, type_, class, ttl, data_length, data }
+    wit::dns::Answer {
+        rcode, mnemonic, flags, question, answers, authorities, additionals, size, transport, elapsed_ns, degraded,
+    }
+}
+plain!(wit::dns::Transport, AnswerFlags);
+
+impl Weigh for DnsError {
+    fn referred(&self) -> usize {
+        match self {
+            Self::Net(error) => error.referred(),
+            Self::BadName(text)
+            | Self::UnknownType(text)
+            | Self::UnknownClass(text)
+            | Self::Malformed(text)
+            | Self::Handshake(text) => text.referred(),
+        }
+    }
+}
+
+impl RunState {
+    async fn answer(&mut self, query: wit::dns::Query) -> wasmtime::Result<Result<wit::dns::Answer, DnsError>> {
         let transport = Transport::from(query.transport);
         let port = query.port.unwrap_or(transport.port());
         let server = match parse_address(&query.server)
@@ -115,19 +147,19 @@ impl wit::dns::Host for RunState {
             timeout: Duration::from_millis(query.timeout_ms.into()),
         };
         let services = self.services.clone();
+        let received = Received::default();
+        let meter = received.clone();
         let ask = async move {
             let watch = services.net.lag.watch();
-            let answer = dns::ask(&services.net.tls, server, &asked).await?;
+            let answer = dns::ask(&services.net.tls, server, &asked, &meter).await?;
             // Over UDP the kernel's timestamp is the end.
             let degraded = answer.transport != Transport::Udp && watch.degrades_last(answer.elapsed);
             Ok((answer, degraded))
         };
-        let (answer, degraded) = match self.on_io(Box::pin(ask)).await? {
-            Ok(answered) => answered,
-            Err::<_, AskError>(error) => return Ok(Err(error.into())),
-        };
-        self.guest.budget.received(answer.size.into(), None);
-        self.carried(usize::try_from(answer.size).unwrap_or(usize::MAX))?;
-        Ok(Ok(wit::dns::Answer::new(answer, degraded)))
+        let answered = self.on_io(Box::pin(ask)).await?;
+        self.guest.budget.received(received.bytes(), None);
+        Ok(answered
+            .map(|(answer, degraded)| wit::dns::Answer::new(answer, degraded))
+            .map_err(|error: AskError| error.into()))
     }
 }

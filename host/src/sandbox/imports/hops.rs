@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::Resource;
 
 use super::events::Events;
+use super::weight::{Weigh, records};
 use super::{EngineError, RunState, parse_address, wit};
 use crate::sandbox::budget::Use;
 use wit::hops as guest;
@@ -108,15 +109,15 @@ impl guest::Host for RunState {}
 
 impl guest::HostTrace for RunState {
     async fn start(&mut self, plan: guest::TraceParameters) -> wasmtime::Result<Result<Resource<Trace>, NetError>> {
-        self.call(plan.target.len() + 4 * plan.packets.len())?;
+        self.call(&plan)?;
         match self.start_trace(plan).await? {
             Ok(trace) => Ok(Ok(self.push(trace)?)),
-            Err(error) => Ok(Err(error)),
+            Err(error) => Ok(Err(self.give(error)?)),
         }
     }
 
     async fn properties(&mut self, trace: Resource<Trace>) -> wasmtime::Result<guest::TraceProperties> {
-        self.call(0)?;
+        self.call(&())?;
         let properties = self.guest.table.get(&trace)?.engine.properties;
         Ok(guest::TraceProperties {
             mode: properties.mode.into(),
@@ -127,24 +128,64 @@ impl guest::HostTrace for RunState {
     }
 
     async fn limit_ttl(&mut self, trace: Resource<Trace>, max_ttl: u8) -> wasmtime::Result<()> {
-        self.call(0)?;
+        self.call(&())?;
         self.guest.table.get(&trace)?.engine.limit_ttl(max_ttl);
         Ok(())
     }
 
     async fn next(&mut self, trace: Resource<Trace>) -> wasmtime::Result<guest::HopBatch> {
-        self.call(0)?;
+        self.call(&())?;
         let trace = self.guest.table.get_mut(&trace)?;
         let (events, complete) = trace.events.next().await;
         if complete && trace.engine.has_panicked().await {
             return Err(wasmtime::Error::new(EngineError::Panicked));
         }
-        Ok(guest::HopBatch { events: events.into_iter().map(guest::HopEvent::from).collect(), complete })
+        self.give(guest::HopBatch { events: events.into_iter().map(guest::HopEvent::from).collect(), complete })
     }
 
     async fn drop(&mut self, trace: Resource<Trace>) -> wasmtime::Result<()> {
         self.guest.table.delete(trace)?;
         Ok(())
+    }
+}
+
+records! {
+    guest::HopBatch { events, complete }
+    guest::TraceParameters { target, protocol, packets, payload_size, interval_us, timeout_ms }
+    guest::ProbePacket { ttl, flow }
+    guest::MplsLabel { label, traffic_class, bottom_of_stack, ttl }
+    guest::Extension { class, class_type, data }
+    guest::IcmpMessage { kind, icmp_type, icmp_code, mtu, mpls, extensions }
+    guest::HopResponse { packet, source, rtt_ns, kind }
+    guest::SendFailure { packet, reason }
+}
+
+impl Weigh for guest::Protocol {
+    fn referred(&self) -> usize {
+        match self {
+            Self::Dns(question) => question.referred(),
+            Self::Icmp | Self::Tcp(_) | Self::Udp(_) => 0,
+        }
+    }
+}
+
+impl Weigh for guest::ResponseKind {
+    fn referred(&self) -> usize {
+        match self {
+            Self::Icmp(message) => message.referred(),
+            Self::Dns(answer) => answer.mnemonic.referred(),
+            Self::EchoReply | Self::SynAck | Self::Reset | Self::Datagram => 0,
+        }
+    }
+}
+
+impl Weigh for guest::HopEvent {
+    fn referred(&self) -> usize {
+        match self {
+            Self::Response(response) | Self::Duplicate(response) | Self::Late(response) => response.referred(),
+            Self::SendFailed(failure) => failure.referred(),
+            Self::Sent(_) | Self::TimedOut(_) | Self::Overflow(_) => 0,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use scouter_net::lag::DEGRADED;
 use scouter_net::tls;
 use url::Url;
 
+use super::weight::{plain, records};
 use super::{RunState, parse_address, wit};
 use crate::sandbox::budget::{PACKETS_OF, Target, Use, segments};
 use wit::http::{Certificate, Failure, Header, Redirect, Response, TlsDetails};
@@ -96,8 +97,31 @@ fn checked(request: wit::http::Request) -> Result<engine::Request, String> {
 
 impl wit::http::Host for RunState {
     async fn exchange(&mut self, request: wit::http::Request) -> wasmtime::Result<Result<Response, Failure>> {
-        let sizes: usize = request.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
-        self.call(request.url.len() + sizes + request.body.as_ref().map_or(0, Vec::len))?;
+        self.call(&request)?;
+        let exchanged = self.exchanged(request).await?;
+        self.give(exchanged)
+    }
+}
+
+records! {
+    Header { name, value }
+    wit::http::Request {
+        method, url, version, headers, body, resolve, family, verify_tls, keep_body, timeout_ms,
+    }
+    wit::http::Timings { dns, connect, tls, send, wait, download, total, host_delay, degraded }
+    Certificate { subject, issuer, alternative_names, not_before, not_after, serial, sha256 }
+    TlsDetails { version, cipher, alpn, verified, verify_error, chain }
+    Redirect { url, same_origin }
+    Response {
+        url, status, reason, version, headers, redirect, remote_address, remote_port, timings, tls, header_bytes,
+        body_bytes, decoded_bytes, body,
+    }
+    Failure { url, kind, reason, remote_address, timings, tls }
+}
+plain!(wit::http::Version, wit::http::FailureKind);
+
+impl RunState {
+    async fn exchanged(&mut self, request: wit::http::Request) -> wasmtime::Result<Result<Response, Failure>> {
         let given = request.url.clone();
         let refused = |kind, reason| {
             let timings = (&Timings::default()).into();
@@ -119,17 +143,12 @@ impl wit::http::Host for RunState {
             engine::exchange(&net.resolver, &net.tls, &services.policy, &net.lag, request).await
         };
         let exchanged = self.on_io(Box::pin(exchange)).await?;
-        let response = match exchanged {
-            Ok(response) => response,
-            Err(failure) => {
-                self.guest.budget.received(0, failure.remote);
-                return Ok(Err(failed(&url, failure)));
-            }
+        let (received, from) = match &exchanged {
+            Ok(response) => (response.received, Some(response.remote.ip())),
+            Err(failure) => (failure.received, failure.remote),
         };
-        self.guest.budget.received(response.body.transferred, Some(response.remote.ip()));
-        let response = in_wit(&url, response);
-        self.carried(usize::try_from(response.header_bytes).unwrap_or(usize::MAX) + response.body.len())?;
-        Ok(Ok(response))
+        self.guest.budget.received(received, from);
+        Ok(exchanged.map(|response| in_wit(&url, response)).map_err(|failure| failed(&url, failure)))
     }
 }
 
@@ -169,7 +188,8 @@ fn in_wit(url: &Url, response: engine::Response) -> Response {
             Version::Http2 => wit::http::Version::Http2,
             Version::Http3 => wit::http::Version::Http3,
         },
-        redirect: redirect(url, &response),
+        redirect: engine::redirect(url, response.status, &response.headers)
+            .map(|to| Redirect { same_origin: to.origin() == url.origin(), url: to.into() }),
         reason: response.reason,
         headers,
         remote_address: response.remote.ip().to_string(),
@@ -181,19 +201,6 @@ fn in_wit(url: &Url, response: engine::Response) -> Response {
         decoded_bytes: response.body.decoded,
         body: response.body.kept,
     }
-}
-
-fn redirect(url: &Url, response: &engine::Response) -> Option<Redirect> {
-    if !matches!(response.status, 301 | 302 | 303 | 307 | 308) {
-        return None;
-    }
-    let location = String::from_utf8_lossy(response.headers.get(header::LOCATION)?.as_bytes()).into_owned();
-    let mut to = url.join(&location).ok()?;
-    // RFC 9110, 10.2.2: the fragment is inherited.
-    if to.fragment().is_none() {
-        to.set_fragment(url.fragment());
-    }
-    Some(Redirect { same_origin: to.origin() == url.origin(), url: to.into() })
 }
 
 impl From<&Timings> for wit::http::Timings {

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::Resource;
 
 use super::events::Events;
+use super::weight::{Weigh, records};
 use super::{EngineError, RunState, parse_address, wit};
 use crate::sandbox::budget::Use;
 use wit::icmp::{EchoBatch, EchoEvent, EchoParameters, EchoReply, IcmpError, SendFailure};
@@ -83,31 +84,50 @@ impl wit::icmp::Host for RunState {}
 
 impl wit::icmp::HostEchoes for RunState {
     async fn start(&mut self, plan: EchoParameters) -> wasmtime::Result<Result<Resource<Echoes>, NetError>> {
-        self.call(plan.target.len())?;
+        self.call(&plan)?;
         match self.start_echoes(plan).await? {
             Ok(echoes) => Ok(Ok(self.push(echoes)?)),
-            Err(error) => Ok(Err(error)),
+            Err(error) => Ok(Err(self.give(error)?)),
         }
     }
 
     async fn mode(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<wit::icmp::Mode> {
-        self.call(0)?;
+        self.call(&())?;
         Ok(self.guest.table.get(&echoes)?.session.mode().into())
     }
 
     async fn next(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<EchoBatch> {
-        self.call(0)?;
+        self.call(&())?;
         let echoes = self.guest.table.get_mut(&echoes)?;
         let (events, complete) = echoes.events.next().await;
         if complete && echoes.session.has_panicked().await {
             return Err(wasmtime::Error::new(EngineError::Panicked));
         }
-        Ok(EchoBatch { events: events.into_iter().map(EchoEvent::from).collect(), complete })
+        self.give(EchoBatch { events: events.into_iter().map(EchoEvent::from).collect(), complete })
     }
 
     async fn drop(&mut self, echoes: Resource<Echoes>) -> wasmtime::Result<()> {
         self.guest.table.delete(echoes)?;
         Ok(())
+    }
+}
+
+records! {
+    EchoBatch { events, complete }
+    EchoParameters { target, count, interval_ms, timeout_ms, payload_size, ttl, dont_fragment }
+    EchoReply { seq, source, ttl, length, rtt_ns }
+    IcmpError { seq, source, kind, icmp_type, icmp_code, mtu }
+    SendFailure { seq, reason }
+}
+
+impl Weigh for EchoEvent {
+    fn referred(&self) -> usize {
+        match self {
+            Self::Reply(reply) | Self::Duplicate(reply) | Self::Late(reply) => reply.referred(),
+            Self::Error(error) => error.referred(),
+            Self::SendFailed(failure) => failure.referred(),
+            Self::Sent(_) | Self::TimedOut(_) | Self::Overflow(_) => 0,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod http;
 mod icmp;
 mod report;
 mod resolver;
+mod weight;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -28,13 +29,14 @@ use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, Resource};
 use wasmtime_wasi::{WasiCtxView, WasiView};
 
-use scouter_net::policy::{Denied, Permitted, Policy};
+use scouter_net::policy::{Denied, Names, Permitted, Policy};
 
 use super::budget::{Exceeded, LimitHit, Use};
 use super::cpu::CpuTime;
 use super::guest::{Guest, Holds};
 use super::progress::Progress;
 use crate::services::Services;
+use weight::Weigh;
 
 pub(crate) mod bindings {
     wasmtime::component::bindgen!({
@@ -63,8 +65,8 @@ pub struct RunState {
     guest: Guest,
     services: Arc<Services>,
     partial: Arc<Progress>,
-    /// Under which name an address was looked up in this run: the operator may have opened or closed names.
-    names: HashMap<IpAddr, String>,
+    /// Under which names an address was found in this run: the operator may have opened or closed names.
+    names: HashMap<IpAddr, Names>,
 }
 
 impl Holds for RunState {
@@ -119,10 +121,10 @@ impl RunState {
     fn permit(
         &self,
         address: IpAddr,
-        ask: impl FnOnce(&Policy, IpAddr, Option<&str>) -> Result<Permitted, Denied>,
+        ask: impl FnOnce(&Policy, IpAddr, Option<&Names>) -> Result<Permitted, Denied>,
     ) -> Result<Permitted, wit::net::NetError> {
-        let name = self.names.get(&address.to_canonical()).map(String::as_str);
-        ask(&self.services.policy, address, name).map_err(|denied| wit::net::NetError::Denied(denied.to_string()))
+        let names = self.names.get(&address.to_canonical());
+        ask(&self.services.policy, address, names).map_err(|denied| wit::net::NetError::Denied(denied.to_string()))
     }
 
     /// Counts what a call is going to use of the network.
@@ -135,18 +137,34 @@ impl RunState {
         self.guest.budget.pace(packets).await;
     }
 
-    /// Counts one host call and the bytes it carries in.
-    fn call(&mut self, bytes: usize) -> Result<(), LimitHit> {
-        self.guest.budget.call(bytes)
+    /// Counts one host call and what it carries in.
+    fn call(&mut self, given: &impl Weigh) -> Result<(), LimitHit> {
+        self.guest.budget.call(given.weight())
     }
 
-    /// Counts bytes that a host call carries back.
-    fn carried(&mut self, bytes: usize) -> Result<(), LimitHit> {
-        self.guest.budget.carried(bytes)
+    /// Counts what a host call carries back.
+    fn give<T: Weigh>(&mut self, answer: T) -> wasmtime::Result<T> {
+        self.guest.budget.carried(answer.weight())?;
+        Ok(answer)
     }
 
     fn push<T: Send + 'static>(&mut self, resource: T) -> wasmtime::Result<Resource<T>> {
         Ok(self.guest.table.push(resource)?)
+    }
+}
+
+weight::plain!(wit::net::Family);
+
+impl Weigh for wit::net::NetError {
+    fn referred(&self) -> usize {
+        match self {
+            Self::Denied(why)
+            | Self::Unresolved(why)
+            | Self::Unreachable(why)
+            | Self::Invalid(why)
+            | Self::Unavailable(why) => why.referred(),
+            Self::Timeout | Self::Refused => 0,
+        }
     }
 }
 

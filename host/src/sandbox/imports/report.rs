@@ -6,7 +6,7 @@ use crate::sandbox::progress::Partial;
 
 impl wit::report::Host for RunState {
     async fn progress(&mut self, result: String) -> wasmtime::Result<()> {
-        self.call(result.len())?;
+        self.call(&result)?;
         if result.len() <= budget::RESULT_BYTES {
             self.partial.put(Partial::new(result));
         }

@@ -32,36 +32,34 @@ impl wit::resolver::Host for RunState {
         name: String,
         family: wit::net::Family,
     ) -> wasmtime::Result<Result<Vec<String>, NetError>> {
-        self.call(name.len())?;
+        self.call(&name)?;
         let is_name = name.parse::<std::net::IpAddr>().is_err();
         if is_name {
             if let Err(exceeded) = self.take(Use { names: 1, packets: PACKETS_OF.lookup, target: None }) {
-                return Ok(Err(exceeded.into()));
+                return self.give(Err(exceeded.into()));
             }
             self.pace(PACKETS_OF.lookup).await;
         }
-        let (services, asked) = (self.services.clone(), name.clone());
-        let found = self.on_io(async move { services.net.resolver.lookup(&asked, family.into()).await }).await?;
-        let addresses = match found {
-            Ok(addresses) => addresses,
-            Err(error) => return Ok(Err(error.into())),
+        let services = self.services.clone();
+        let found = self.on_io(async move { services.net.resolver.lookup(&name, family.into()).await }).await?;
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return self.give(Err(error.into())),
         };
-        if is_name {
-            self.names.extend(addresses.iter().map(|address| (address.to_canonical(), name.clone())));
+        for address in found.addresses.iter().filter(|_| is_name) {
+            self.names.entry(address.to_canonical()).or_default().add(&found.names);
         }
-        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        self.carried(addresses.iter().map(String::len).sum())?;
-        Ok(Ok(addresses))
+        self.give(Ok(found.addresses.iter().map(ToString::to_string).collect()))
     }
 
     async fn reverse(&mut self, addresses: Vec<String>) -> wasmtime::Result<Vec<Option<String>>> {
-        self.call(addresses.iter().map(String::len).sum())?;
+        self.call(&addresses)?;
         let most = super::asn::ADDRESSES.min(self.guest.budget.names_left());
         let (places, asked): (Vec<usize>, Vec<_>) = super::parse_addresses(&addresses, most).into_iter().unzip();
         let count = u32::try_from(asked.len()).unwrap_or(u32::MAX);
         let packets = count.saturating_mul(PACKETS_OF.reverse);
         if self.take(Use { names: count, packets, target: None }).is_err() {
-            return Ok(vec![None; addresses.len()]);
+            return self.give(vec![None; addresses.len()]);
         }
         self.pace(packets).await;
         let services = self.services.clone();
@@ -70,12 +68,12 @@ impl wit::resolver::Host for RunState {
         for (place, name) in places.into_iter().zip(names) {
             found[place] = name;
         }
-        self.carried(found.iter().flatten().map(String::len).sum())?;
-        Ok(found)
+        self.give(found)
     }
 
     async fn nameservers(&mut self) -> wasmtime::Result<Vec<String>> {
-        self.call(0)?;
-        Ok(self.services.net.resolver.nameservers().iter().map(ToString::to_string).collect())
+        self.call(&())?;
+        let servers: Vec<String> = self.services.net.resolver.nameservers().iter().map(ToString::to_string).collect();
+        self.give(servers)
     }
 }

@@ -7,7 +7,7 @@ use serde_json::value::Value;
 use serde_json::{Map, Number};
 
 use super::super::message::{Event, Text, first};
-use super::{Begun, Collector, HOPS, Header, REQUESTS, whole};
+use super::{Begun, Collector, HOPS, Head, Header, REQUESTS, Said, whole};
 
 /// Of a message: how much of what was logged is read.
 const ARGUMENTS: usize = 100;
@@ -19,9 +19,9 @@ pub(super) struct Clock {
     wall: f64,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct RequestWillBeSent {
+pub struct RequestWillBeSent {
     request_id: Text,
     loader_id: Text,
     frame_id: Text,
@@ -32,29 +32,29 @@ struct RequestWillBeSent {
     redirect_response: Option<Response>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Request {
     url: Text,
     method: Text,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct ResponseReceived {
+pub struct ResponseReceived {
     request_id: Text,
     response: Response,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct ExtraInfo {
+pub struct ExtraInfo {
     request_id: Text,
     status_code: Option<Number>,
     headers: Map<String, Value>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Response {
     status: Option<Number>,
@@ -69,7 +69,7 @@ struct Response {
 }
 
 /// Seconds, and milliseconds after them; -1: did not happen.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Timing {
     request_time: f64,
@@ -88,9 +88,9 @@ fn never() -> f64 {
     -1.0
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct LoadingEnded {
+pub struct LoadingEnded {
     request_id: Text,
     timestamp: f64,
     encoded_data_length: Option<Number>,
@@ -98,9 +98,9 @@ struct LoadingEnded {
     blocked_reason: Text,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct LifecycleEvent {
+pub struct LifecycleEvent {
     frame_id: Text,
     loader_id: Text,
     name: Text,
@@ -184,60 +184,77 @@ struct CallFrame {
     line_number: Option<Number>,
 }
 
+/// What one event says.
+#[derive(Debug)]
+pub enum Told {
+    Crashed,
+    RequestWillBeSent(Box<RequestWillBeSent>),
+    ExtraInfo(ExtraInfo),
+    ResponseReceived(Box<ResponseReceived>),
+    LoadingFinished(LoadingEnded),
+    LoadingFailed(LoadingEnded),
+    LifecycleEvent(LifecycleEvent),
+}
+
+/// None: it is of no interest.
+pub(super) fn read(event: &Event<'_>) -> Option<super::Told> {
+    Some(super::Told::Chrome(match event.method {
+        "Inspector.targetCrashed" => Told::Crashed,
+        "Network.requestWillBeSent" => Told::RequestWillBeSent(event.params()?),
+        "Network.responseReceivedExtraInfo" => Told::ExtraInfo(event.params()?),
+        "Network.responseReceived" => Told::ResponseReceived(event.params()?),
+        "Network.loadingFinished" => Told::LoadingFinished(event.params()?),
+        "Network.loadingFailed" => Told::LoadingFailed(event.params()?),
+        "Page.lifecycleEvent" => Told::LifecycleEvent(event.params()?),
+        "Runtime.consoleAPICalled" => return Some(super::Told::Said(event.params::<ConsoleApiCalled>()?.into())),
+        "Runtime.exceptionThrown" => return Some(super::Told::Said(event.params::<ExceptionThrown>()?.into())),
+        _ => return None,
+    }))
+}
+
+impl From<ConsoleApiCalled> for Said {
+    fn from(called: ConsoleApiCalled) -> Self {
+        let level = match &*called.r#type {
+            "error" | "assert" => "error",
+            "warning" => "warn",
+            "debug" | "trace" => "debug",
+            _ => "info",
+        };
+        let (url, line) = called.stack_trace.map(place_of).unwrap_or_default();
+        Self { level: level.into(), text: formatted(&called.args), url, line }
+    }
+}
+
+impl From<ExceptionThrown> for Said {
+    fn from(thrown: ExceptionThrown) -> Self {
+        let details = thrown.exception_details;
+        let own = (details.url.known(), line_of(details.line_number.as_ref()));
+        let (url, line) = details.stack_trace.map(place_of).filter(|(url, _)| url.is_some()).unwrap_or(own);
+        // An error describes itself with its stack.
+        let what = details.exception.map_or(details.text.0, |exception| shown(&exception));
+        let text = what.split("\n    at ").next().unwrap_or(&what).to_owned();
+        Self { level: "error".into(), text, url, line }
+    }
+}
+
 impl Collector {
-    pub(super) fn chrome(&mut self, event: &Event<'_>) {
-        match event.method {
-            "Inspector.targetCrashed" => self.crashed = true,
-            "Network.requestWillBeSent" => {
-                if let Some(sent) = event.params() {
-                    self.request_will_be_sent(sent);
-                }
-            }
-            "Network.responseReceivedExtraInfo" => {
-                if let Some(extra) = event.params() {
-                    self.extra_info(extra);
-                }
-            }
-            "Network.responseReceived" => {
-                let Some(received) = event.params::<ResponseReceived>() else { return };
+    pub(super) fn chrome(&mut self, told: Told) {
+        match told {
+            Told::Crashed => self.crashed = true,
+            Told::RequestWillBeSent(sent) => self.request_will_be_sent(*sent),
+            Told::ExtraInfo(extra) => self.extra_info(extra),
+            Told::ResponseReceived(received) => {
                 if let Some(place) = self.place(&received.request_id) {
                     self.chrome_response(place, received.response);
                 }
             }
-            "Network.loadingFinished" | "Network.loadingFailed" => {
-                if let Some(ended) = event.params() {
-                    self.loading_ended(ended, event.method == "Network.loadingFailed");
-                }
-            }
-            "Page.lifecycleEvent" => {
-                let Some(happened) = event.params::<LifecycleEvent>() else { return };
+            Told::LoadingFinished(ended) => self.loading_ended(ended, false),
+            Told::LoadingFailed(ended) => self.loading_ended(ended, true),
+            Told::LifecycleEvent(happened) => {
                 if *happened.name == *"load" && *happened.frame_id == self.top {
                     self.loaded = Some(happened.loader_id.0);
                 }
             }
-            "Runtime.consoleAPICalled" => {
-                let Some(called) = event.params::<ConsoleApiCalled>() else { return };
-                let level = match &*called.r#type {
-                    "error" | "assert" => "error",
-                    "warning" => "warn",
-                    "debug" | "trace" => "debug",
-                    _ => "info",
-                };
-                let (url, line) = called.stack_trace.map(place_of).unwrap_or_default();
-                self.say(level, &formatted(&called.args), url, line);
-            }
-            "Runtime.exceptionThrown" => {
-                let Some(thrown) = event.params::<ExceptionThrown>() else { return };
-                let details = thrown.exception_details;
-                let own = (details.url.known(), line_of(details.line_number.as_ref()));
-                let (url, line) = details.stack_trace.map(place_of).filter(|(url, _)| url.is_some()).unwrap_or(own);
-                // An error describes itself with its stack.
-                let what = details.exception.map(|exception| shown(&exception));
-                let text =
-                    what.as_deref().map_or(&*details.text, |text| text.split("\n    at ").next().unwrap_or(text));
-                self.say("error", text, url, line);
-            }
-            _ => {}
         }
     }
 
@@ -323,10 +340,12 @@ impl Collector {
         entry.connection = whole(response.connection_id.as_ref()).filter(|id| *id > 0);
         entry.cached = response.from_disk_cache;
         let exchange = &mut entry.exchange;
-        exchange.status = whole(response.status.as_ref()).and_then(|status| u16::try_from(status).ok());
-        exchange.reason = response.status_text.0;
-        exchange.version = response.protocol.known();
-        exchange.mime_type = response.mime_type.known();
+        exchange.answered(Head {
+            status: response.status,
+            reason: response.status_text,
+            version: response.protocol,
+            mime_type: response.mime_type,
+        });
         // So far: the response's head.
         exchange.header_bytes = whole(response.encoded_data_length.as_ref()).filter(|bytes| *bytes > 0);
         exchange.headers = headers;

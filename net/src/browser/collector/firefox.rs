@@ -4,56 +4,56 @@ use serde::Deserialize;
 use serde_json::Number;
 
 use super::super::message::{Event, Text, first};
-use super::{Begun, Collector, Entry, FRAMES, Header, Key, whole};
+use super::{Begun, Collector, Entry, FRAMES, Head, Header, Key, Said, whole};
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct ContextCreated {
+pub struct ContextCreated {
     context: Text,
     parent: Text,
     original_opener: Text,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Loaded {
+pub struct Loaded {
     context: Text,
     navigation: Text,
 }
 
 /// Without the values that were logged: a page may log an array of any length.
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct EntryAdded {
+pub struct EntryAdded {
     level: Text,
     text: Text,
     source: Source,
     stack_trace: Option<StackTrace>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Source {
     context: Text,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct StackTrace {
     #[serde(deserialize_with = "first::<_, _, 1>")]
     call_frames: Vec<CallFrame>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct CallFrame {
     url: Text,
     line_number: Option<Number>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Network {
+pub struct Network {
     context: Text,
     navigation: Text,
     redirect_count: u64,
@@ -63,7 +63,7 @@ struct Network {
     error_text: Option<Text>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Request {
     #[serde(rename = "request")]
@@ -76,7 +76,7 @@ struct Request {
 }
 
 /// Milliseconds since the epoch, 0 for what did not happen.
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Timings {
     request_time: f64,
@@ -90,7 +90,7 @@ struct Timings {
     response_end: f64,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Response {
     status: Option<Number>,
@@ -104,48 +104,66 @@ struct Response {
     from_cache: bool,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct BidiHeader {
     name: Text,
     value: HeaderValue,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct HeaderValue {
     r#type: Text,
     value: String,
 }
 
+/// What one event says.
+#[derive(Debug)]
+pub enum Told {
+    ContextCreated(ContextCreated),
+    Load(Loaded),
+    EntryAdded(EntryAdded),
+    BeforeRequestSent(Box<Network>),
+    ResponseStarted(Box<Network>),
+    ResponseEnded(Box<Network>),
+}
+
+/// None: it is of no interest.
+pub(super) fn read(event: &Event<'_>) -> Option<Told> {
+    Some(match event.method {
+        "browsingContext.contextCreated" => Told::ContextCreated(event.params()?),
+        "browsingContext.load" => Told::Load(event.params()?),
+        "log.entryAdded" => Told::EntryAdded(event.params()?),
+        "network.beforeRequestSent" => Told::BeforeRequestSent(event.params()?),
+        "network.responseStarted" => Told::ResponseStarted(event.params()?),
+        "network.responseCompleted" | "network.fetchError" => Told::ResponseEnded(event.params()?),
+        _ => return None,
+    })
+}
+
 impl Collector {
-    pub(super) fn firefox(&mut self, event: &Event<'_>) {
-        match event.method {
-            "browsingContext.contextCreated" => {
-                let Some(created) = event.params::<ContextCreated>() else { return };
+    pub(super) fn firefox(&mut self, told: Told) {
+        match told {
+            Told::ContextCreated(created) => {
                 let known = |context: &Text| self.contexts.contains(&**context);
                 if (known(&created.parent) || known(&created.original_opener)) && self.contexts.len() < FRAMES {
                     self.contexts.insert(created.context.0);
                 }
             }
-            "browsingContext.load" => {
-                let Some(loaded) = event.params::<Loaded>() else { return };
+            Told::Load(loaded) => {
                 if *loaded.context == self.top {
                     self.loaded = loaded.navigation.known();
                 }
             }
-            "log.entryAdded" => self.entry_added(event),
-            "network.beforeRequestSent" => {
-                let Some(network) = event.params::<Network>() else { return };
+            Told::EntryAdded(added) => self.entry_added(added),
+            Told::BeforeRequestSent(network) => {
                 if self.contexts.contains(&*network.context) {
-                    self.before_request_sent(network);
+                    self.before_request_sent(*network);
                 }
             }
-            "network.responseStarted" | "network.responseCompleted" | "network.fetchError" => {
-                let Some(network) = event.params::<Network>() else { return };
-                self.response(network, event.method != "network.responseStarted");
-            }
-            _ => {}
+            Told::ResponseStarted(network) => self.response(*network, false),
+            Told::ResponseEnded(network) => self.response(*network, true),
         }
     }
 
@@ -168,10 +186,12 @@ impl Collector {
         let mut cached = false;
         if let Some(response) = network.response {
             let exchange = &mut entry.exchange;
-            exchange.status = whole(response.status.as_ref()).and_then(|status| u16::try_from(status).ok());
-            exchange.reason = response.status_text.0;
-            exchange.version = response.protocol.known();
-            exchange.mime_type = response.mime_type.known();
+            exchange.answered(Head {
+                status: response.status,
+                reason: response.status_text,
+                version: response.protocol,
+                mime_type: response.mime_type,
+            });
             // They come with every event of the response; the room may be filled meanwhile.
             if let Some(headers) = headers.filter(|headers| !headers.is_empty()) {
                 exchange.headers = headers;
@@ -194,13 +214,12 @@ impl Collector {
         times(entry, &network.request.timings);
     }
 
-    fn entry_added(&mut self, event: &Event<'_>) {
-        let Some(added) = event.params::<EntryAdded>() else { return };
+    fn entry_added(&mut self, added: EntryAdded) {
         if self.contexts.contains(&*added.source.context) {
             let frame = added.stack_trace.and_then(|stack| stack.call_frames.into_iter().next()).unwrap_or_default();
             // Counted from 0 there.
             let line = whole(frame.line_number.as_ref()).and_then(|line| u32::try_from(line + 1).ok());
-            self.say(&added.level, &added.text, frame.url.known(), line);
+            self.say(Said { level: added.level.0, text: added.text.0, url: frame.url.known(), line });
         }
     }
 }

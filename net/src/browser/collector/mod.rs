@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use serde_json::Number;
 
-use super::message::{Event, TEXT_BYTES, beginning};
+use super::message::{Event, TEXT_BYTES, Text, beginning};
 use super::{Exchange, Header, Kind, Message, Role};
 
 /// More requests than this are counted only.
@@ -17,6 +17,10 @@ const SHOWN: usize = 300;
 /// A page with more requests is stopped.
 pub const REQUESTS: usize = 2000;
 const MESSAGES: usize = 100;
+/// Of methods, versions, types and other texts that are words.
+const WORD_BYTES: usize = 64;
+/// Of a reason phrase, and of a MIME type with its parameters.
+const PHRASE_BYTES: usize = 256;
 const MESSAGE_CHARS: usize = 2000;
 /// The exchanges of one page carry no more bytes of headers than this.
 const HEADER_BYTES: usize = 256 << 10;
@@ -54,7 +58,6 @@ type Key = (String, u64);
 
 #[derive(Debug)]
 pub struct Collector {
-    kind: Kind,
     /// The page's own frame, and all that it opened.
     top: String,
     contexts: HashSet<String>,
@@ -85,11 +88,48 @@ struct Begun<'a> {
     destination: String,
 }
 
+/// A message of the console.
+#[derive(Debug)]
+pub struct Said {
+    level: String,
+    text: String,
+    url: Option<String>,
+    line: Option<u32>,
+}
+
+/// What an event says, as far as it is of interest. A page decides how long it takes to read one.
+#[derive(Debug)]
+pub enum Told {
+    Chrome(chrome::Told),
+    Firefox(firefox::Told),
+    Said(Said),
+}
+
+impl Told {
+    /// None: it is of no interest.
+    #[must_use]
+    pub fn read(kind: Kind, event: &Event<'_>) -> Option<Self> {
+        match kind {
+            Kind::Chrome => chrome::read(event),
+            Kind::Firefox => firefox::read(event).map(Self::Firefox),
+        }
+    }
+
+    /// A message that nobody has read, because it is too long. Requests so long are for `data:` URLs, and of no interest.
+    #[must_use]
+    pub fn too_long(head: &[u8], bytes: u64) -> Option<Self> {
+        let head = String::from_utf8_lossy(head);
+        let said = ["log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"];
+        let text = format!("(a message of {} MiB)", bytes >> 20);
+        let message = Said { level: "info".into(), text, url: None, line: None };
+        said.iter().any(|method| head.contains(method)).then_some(Self::Said(message))
+    }
+}
+
 impl Collector {
     #[must_use]
-    pub fn new(kind: Kind, top: &str) -> Self {
+    pub fn new(top: &str) -> Self {
         Self {
-            kind,
             top: top.into(),
             contexts: HashSet::from([top.into()]),
             entries: vec![],
@@ -106,19 +146,11 @@ impl Collector {
         }
     }
 
-    pub fn event(&mut self, event: &Event<'_>) {
-        match self.kind {
-            Kind::Chrome => self.chrome(event),
-            Kind::Firefox => self.firefox(event),
-        }
-    }
-
-    /// A message that nobody has read, because it is too long. Requests so long are for `data:` URLs, and of no interest.
-    pub fn too_long(&mut self, head: &[u8], bytes: u64) {
-        let head = String::from_utf8_lossy(head);
-        if ["log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"].iter().any(|is| head.contains(is))
-        {
-            self.say("info", &format!("(a message of {} MiB)", bytes >> 20), None, None);
+    pub fn take(&mut self, told: Told) {
+        match told {
+            Told::Chrome(told) => self.chrome(told),
+            Told::Firefox(told) => self.firefox(told),
+            Told::Said(said) => self.say(said),
         }
     }
 
@@ -152,8 +184,8 @@ impl Collector {
             port: parsed.port_or_known_default().unwrap_or(0),
             exchange: Exchange {
                 url: beginning(begun.url, TEXT_BYTES).to_owned(),
-                method: beginning(begun.method, 64).to_owned(),
-                destination: begun.destination,
+                method: beginning(begun.method, WORD_BYTES).to_owned(),
+                destination: beginning(&begun.destination, WORD_BYTES).to_owned(),
                 ..Exchange::default()
             },
             top: begun.top,
@@ -173,11 +205,16 @@ impl Collector {
         headers
     }
 
-    fn say(&mut self, level: &str, text: &str, url: Option<String>, line: Option<u32>) {
+    fn say(&mut self, said: Said) {
         if self.console.len() < MESSAGES {
-            let text = text.chars().take(MESSAGE_CHARS).collect();
-            let url = url.map(|url| url.chars().take(MESSAGE_CHARS).collect());
-            self.console.push(Message { level: level.into(), text, url, line });
+            let cut = |text: String| text.chars().take(MESSAGE_CHARS).collect();
+            let Said { level, text, url, line } = said;
+            self.console.push(Message {
+                level: beginning(&level, WORD_BYTES).to_owned(),
+                text: cut(text),
+                url: url.map(cut),
+                line,
+            });
         }
     }
 
@@ -237,6 +274,24 @@ impl Collector {
 
 fn size_of(headers: &[Header]) -> usize {
     headers.iter().map(|(name, value)| name.len() + value.len()).sum()
+}
+
+/// What both browsers tell of a response's head. Its headers are bounded together.
+struct Head {
+    status: Option<Number>,
+    reason: Text,
+    version: Text,
+    mime_type: Text,
+}
+
+impl Exchange {
+    fn answered(&mut self, head: Head) {
+        let known = |text: Text, bytes| Some(beginning(&text, bytes).to_owned()).filter(|text| !text.is_empty());
+        self.status = whole(head.status.as_ref()).and_then(|status| u16::try_from(status).ok());
+        beginning(&head.reason, PHRASE_BYTES).clone_into(&mut self.reason);
+        self.version = known(head.version, WORD_BYTES);
+        self.mime_type = known(head.mime_type, PHRASE_BYTES);
+    }
 }
 
 /// A number that is a whole one, and not negative.

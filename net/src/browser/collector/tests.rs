@@ -2,8 +2,9 @@ use super::super::message::{Message, read};
 use super::*;
 
 fn deliver(collector: &mut Collector, message: &str) {
+    let kind = if message.contains(r#""type":"event""#) { Kind::Firefox } else { Kind::Chrome };
     read(message.as_bytes(), |message| match message {
-        Message::Event(event) => collector.event(&event),
+        Message::Event(event) => Told::read(kind, &event).into_iter().for_each(|told| collector.take(told)),
         Message::Answer(..) => panic!("an event"),
     })
     .expect("a message");
@@ -22,7 +23,7 @@ fn chrome(method: &str, params: &str) -> String {
 
 #[test]
 fn a_redirect_is_the_end_of_one_exchange_and_the_beginning_of_the_next() {
-    let mut page = Collector::new(Kind::Chrome, "T");
+    let mut page = Collector::new("T");
     deliver(&mut page, &sent("1", "http://a.test/", "T", ""));
     assert!(page.busy() && !page.loaded());
     let redirect =
@@ -49,7 +50,7 @@ fn a_redirect_is_the_end_of_one_exchange_and_the_beginning_of_the_next() {
 
 #[test]
 fn a_navigation_that_comes_to_nothing_leaves_the_document_that_there_is() {
-    let mut page = Collector::new(Kind::Chrome, "T");
+    let mut page = Collector::new("T");
     deliver(&mut page, &sent("1", "http://a.test/", "T", ""));
     deliver(&mut page, &chrome("Network.loadingFinished", r#"{"requestId":"1","timestamp":10.5}"#));
     deliver(&mut page, &chrome("Page.lifecycleEvent", r#"{"frameId":"T","loaderId":"L1","name":"load"}"#));
@@ -64,7 +65,7 @@ fn a_navigation_that_comes_to_nothing_leaves_the_document_that_there_is() {
 
 #[test]
 fn what_is_kept_of_a_page_is_bounded_whatever_it_does() {
-    let mut page = Collector::new(Kind::Chrome, "T");
+    let mut page = Collector::new("T");
     let long = "x".repeat(50_000);
     for n in 0..REQUESTS + 500 {
         deliver(&mut page, &sent(&n.to_string(), &format!("http://a.test/{}", &long[..=TEXT_BYTES]), "F", ""));
@@ -87,9 +88,27 @@ fn what_is_kept_of_a_page_is_bounded_whatever_it_does() {
     assert!(entries.len() <= SHOWN);
 }
 
+/// What a plugin is given of a page must fit into what one run may carry, whatever a server writes.
+#[test]
+fn words_of_a_response_are_short() {
+    let long = "x".repeat(5000);
+    let mut page = Collector::new("T");
+    deliver(&mut page, &sent("1", "http://a.test/", "T", ""));
+    let response = format!(
+        r#"{{"requestId":"1","response":{{"status":200,"statusText":"{long}","protocol":"{long}","mimeType":"{long}"}}}}"#
+    );
+    deliver(&mut page, &chrome("Network.responseReceived", &response));
+    let exchange = &page.entries[0].exchange;
+    let length = |text: &Option<String>| text.as_ref().map(String::len);
+    assert_eq!(
+        (exchange.reason.len(), length(&exchange.version), length(&exchange.mime_type)),
+        (PHRASE_BYTES, Some(WORD_BYTES), Some(PHRASE_BYTES))
+    );
+}
+
 #[test]
 fn the_console_reads_as_a_console_prints_it() {
-    let mut page = Collector::new(Kind::Chrome, "T");
+    let mut page = Collector::new("T");
     let object = r#"{"type":"object","description":"Object","preview":{"overflow":true,"properties":[
         {"name":"a","type":"number","value":"1"},{"name":"b","type":"string","value":"x"}]}}"#;
     let array = r#"{"type":"object","subtype":"array","description":"Array(2)","preview":{"subtype":"array",
@@ -138,7 +157,7 @@ fn the_console_reads_as_a_console_prints_it() {
 
 #[test]
 fn an_array_that_firefox_spells_out_is_not_read() {
-    let mut page = Collector::new(Kind::Firefox, "T");
+    let mut page = Collector::new("T");
     let nulls = vec![r#"{"type":"null"}"#; 100_000].join(",");
     deliver(
         &mut page,
@@ -148,15 +167,19 @@ fn an_array_that_firefox_spells_out_is_not_read() {
                 "stackTrace":{{"callFrames":[{{"url":"http://a/","lineNumber":2,"columnNumber":1,"functionName":""}}]}}}}}}"#
         ),
     );
-    page.too_long(br#"{"type":"event","method":"log.entryAdded","params":{"#, 22 << 20);
-    page.too_long(br#"{"type":"event","method":"network.beforeRequestSent","params":{"#, 20 << 20);
+    for (method, megabytes) in [("log.entryAdded", 22), ("network.beforeRequestSent", 20)] {
+        let head = format!(r#"{{"type":"event","method":"{method}","params":{{"#);
+        if let Some(told) = Told::too_long(head.as_bytes(), megabytes << 20) {
+            page.take(told);
+        }
+    }
     let said: Vec<_> = page.console.iter().map(|said| (said.text.as_str(), said.line)).collect();
     assert_eq!(said, [("Array(100000)", Some(3)), ("(a message of 22 MiB)", None)]);
 }
 
 #[test]
 fn firefox_tells_of_a_document_and_its_failure() {
-    let mut page = Collector::new(Kind::Firefox, "T");
+    let mut page = Collector::new("T");
     let event = |method: &str, more: &str| {
         format!(
             r#"{{"type":"event","method":"network.{method}","params":{{"context":"T","navigation":"N","redirectCount":0,"timestamp":5,

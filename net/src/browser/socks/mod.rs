@@ -7,7 +7,6 @@
 //! connection decides.
 
 pub mod message;
-pub mod owner;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -22,11 +21,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::supervisor::ParentPipe;
 use crate::FamilyFilter;
-use crate::address::Resolver;
 use crate::address::dial::{self, DialError};
+use crate::address::{Found, Resolver};
 use crate::os_error::is_local;
 use crate::packet::route::has_route;
-use crate::policy::Policy;
+use crate::policy::{Names, Policy};
 use message::{Invalid, Target};
 
 /// A handshake with the proxy takes no time; a connection to the target may.
@@ -84,7 +83,10 @@ pub struct Record {
 #[derive(Default)]
 pub struct Visit {
     records: Mutex<Vec<Record>>,
+    /// In both directions.
     bytes: AtomicU64,
+    /// From targets.
+    received: AtomicU64,
     open: AtomicUsize,
     /// When the page wanted one connection more than it may make.
     crowded: OnceLock<Instant>,
@@ -100,6 +102,11 @@ pub struct Visit {
 impl Visit {
     pub fn records(&self) -> Vec<Record> {
         self.records.lock().clone()
+    }
+
+    /// Bytes that came from targets.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
     /// Has the page passed a limit, and which?
@@ -290,8 +297,11 @@ impl Listener {
         if let (Ok(()), Ok(mut target)) = (answered, connected) {
             let (mut from_browser, mut to_browser) = browser.split();
             let (mut from_target, mut to_target) = target.split();
-            let there = pass(&mut from_browser, &mut to_target, visit);
-            let back = pass(&mut from_target, &mut to_browser, visit);
+            let there = pass(&mut from_browser, &mut to_target, |bytes| visit.count(bytes));
+            let back = pass(&mut from_target, &mut to_browser, |bytes| {
+                visit.received.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+                visit.count(bytes)
+            });
             // What breaks on one side must look broken on the other one, not ended.
             if tokio::try_join!(there, back).is_err() {
                 for stream in [&browser, &target] {
@@ -305,17 +315,17 @@ impl Listener {
     async fn connect(&self, record: &mut Record) -> Result<TcpStream, Cause> {
         let literal = record.host.parse::<IpAddr>().ok();
         let started = Instant::now();
-        let addresses = if let Some(address) = literal {
-            vec![address]
+        let found = if let Some(address) = literal {
+            Found { addresses: vec![address], names: Names::default() }
         } else {
             let found = self.resolver.lookup(&record.host, FamilyFilter::Any).await;
             record.dns_ms = Some(ms(started.elapsed()));
             found.map_err(|error| Cause::Name(error.to_string()))?
         };
-        let name = literal.is_none().then_some(record.host.as_str());
-        let open = dial::vet(&self.policy, &addresses, name).map_err(|denied| Cause::Denied(denied.to_string()))?;
+        let open = dial::vet(&self.policy, &found.addresses, Some(&found.names));
+        let open = open.map_err(|denied| Cause::Denied(denied.to_string()))?;
         // Without this a packet that never left would read as the target's silence.
-        if !open.iter().any(|permitted| has_route(permitted.address())) {
+        if !open.iter().copied().any(has_route) {
             return Err(Cause::Unavailable("This host has no route to the target.".into()));
         }
         let started = Instant::now();
@@ -365,17 +375,17 @@ async fn read<T>(
     }
 }
 
-/// Hands bytes on until their end, and the end too.
+/// Hands bytes on until their end, and the end too. `may` counts them.
 async fn pass(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
-    visit: &Visit,
+    may: impl Fn(usize) -> bool,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
         match from.read(&mut buffer).await? {
             0 => return to.shutdown().await,
-            count if visit.count(count) => to.write_all(&buffer[..count]).await?,
+            count if may(count) => to.write_all(&buffer[..count]).await?,
             _ => return Err(std::io::Error::other("the page is over its limit")),
         }
     }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use rustix::process::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::processes::{self, is_below};
+
 /// `linux/netlink.h` and `linux/sock_diag.h`.
 const AF_NETLINK: i32 = 16;
 const NETLINK_SOCK_DIAG: i32 = 4;
@@ -119,39 +121,12 @@ impl Descendants {
             return false;
         }
         let name = format!("socket:[{}]", found.inode);
-        if self.last.is_some_and(|last| self.is_below(last) && holds(last, &name)) {
+        if self.last.is_some_and(|last| is_below(last, self.of) && holds(last, &name)) {
             return true;
         }
-        self.last = processes().find(|pid| self.is_below(*pid) && holds(*pid, &name));
+        self.last = processes::all().find(|pid| is_below(*pid, self.of) && holds(*pid, &name));
         self.last.is_some()
     }
-
-    fn is_below(&self, pid: Pid) -> bool {
-        let mut at = pid;
-        // No family is so old.
-        for _ in 0..64 {
-            match parent_of(at) {
-                Some(parent) if parent == self.of => return true,
-                Some(parent) => at = parent,
-                None => return false,
-            }
-        }
-        false
-    }
-}
-
-/// All of this host.
-pub fn processes() -> impl Iterator<Item = Pid> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
-}
-
-#[must_use]
-pub fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // proc_pid_stat(5): the name in parentheses may hold anything; after it come state and parent.
-    let (_, after) = stat.rsplit_once(')')?;
-    Pid::from_raw(after.split_whitespace().nth(1)?.parse().ok()?)
 }
 
 fn holds(pid: Pid, socket: &str) -> bool {
@@ -193,7 +168,7 @@ mod tests {
         let (_stream, from, to, _listener) = pair();
         let own = rustix::process::getpid();
         assert!(holds(own, &format!("socket:[{}]", socket(from, to).expect("found").inode)));
-        let mut of_parent = Descendants::of(parent_of(own).expect("a parent"));
+        let mut of_parent = Descendants::of(processes::parent_of(own).expect("a parent"));
         assert!(of_parent.have(from, to) && of_parent.have(from, to), "this process is below its parent");
         assert!(!Descendants::of(own).have(from, to), "and not below itself");
     }

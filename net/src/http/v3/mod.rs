@@ -1,15 +1,17 @@
 //! HTTP/3 (RFC 9114): QUIC by quinn, frames by h3. reqwest has it too, without phases and without a place to vet.
 
-use std::net::SocketAddr;
+mod turns;
+
 use std::sync::Arc;
 
 use bytes::Buf;
 use h3::error::{ConnectionError, StreamError};
 
-use super::{
-    BodyReader, Exceeded, FailureKind, HEADER_BYTES, PIECES_OF_HTTP_3, Pieces, Request, Response, StepError, Timeline,
-    Version, absolute, alongside, check_headers, h3_target, message,
-};
+use self::turns::Turns;
+use super::body::BodyReader;
+use super::timeline::Timeline;
+use super::{FailureKind, Request, Response, StepError, Version, absolute, alongside, h3_target, message};
+use crate::limits::{Exceeded, HEADER_BYTES, PIECES_OF_HTTP_3, Pieces, check_headers};
 use crate::policy::Permitted;
 use crate::tls::{Tls, quic};
 
@@ -28,29 +30,54 @@ pub async fn exchange(
         return Err(StepError(FailureKind::Invalid, "HTTP/3 needs an https URL".into()));
     }
     let target = h3_target(open)?;
-    let remote = SocketAddr::new(target.address(), port);
+    let remote = target.socket_address(port);
     timeline.connecting(remote);
     let (endpoint, connection, details) = quic(tls, target, port, host, "h3", request.verify_tls).await?;
     timeline.connected(remote);
-    timeline.negotiated(details.clone());
+    timeline.quic(&connection, details.clone());
+    let turns = Turns::new(timeline);
+    let done = turns.drive(over(h3_quinn::Connection::new(connection), &turns, request, timeline)).await;
+    endpoint.close(0_u32.into(), b"");
+    let (head, body) = done?;
+    Ok(Response {
+        status: head.status.as_u16(),
+        reason: String::new(),
+        version: Version::Http3,
+        headers: head.headers,
+        remote,
+        timings: timeline.timings(),
+        tls: Some(details),
+        body: body.end().await,
+        received: timeline.received(),
+    })
+}
+
+/// The request and its response, over a connection that stands.
+async fn over(
+    connection: h3_quinn::Connection,
+    turns: &Turns,
+    request: &Request,
+    timeline: &Timeline,
+) -> Result<(http::response::Parts, BodyReader), StepError> {
+    let failed = |error: &StreamError| stream_error(error, timeline);
     let (mut driver, mut sender) = h3::client::builder()
         .max_field_section_size(HEADER_BYTES as u64)
-        .build::<_, _, bytes::Bytes>(h3_quinn::Connection::new(connection))
+        .build::<_, _, bytes::Bytes>(turns.of(connection))
         .await
         .map_err(|error: ConnectionError| receive(&error))?;
     let (head, ()) = message(request, absolute(&request.url)?, http::Version::HTTP_3).map(|_| ()).into_parts();
     let work = async {
         timeline.request_started();
         let head = http::Request::from_parts(head, ());
-        let mut stream = sender.send_request(head).await.map_err(|error: StreamError| receive(&error))?;
+        let mut stream = sender.send_request(head).await.map_err(|error| failed(&error))?;
         if let Some(data) = &request.body {
-            stream.send_data(data.clone()).await.map_err(|error| receive(&error))?;
+            stream.send_data(data.clone()).await.map_err(|error| failed(&error))?;
         }
-        stream.finish().await.map_err(|error| receive(&error))?;
+        stream.finish().await.map_err(|error| failed(&error))?;
         timeline.request_ended();
         // h3 gives interim responses like final ones.
         let response = loop {
-            let response = stream.recv_response().await.map_err(|error| stream_error(&error))?;
+            let response = stream.recv_response().await.map_err(|error| failed(&error))?;
             if !response.status().is_informational() {
                 break response;
             }
@@ -65,40 +92,31 @@ pub async fn exchange(
         let mut body = BodyReader::new(&head.headers, request.keep_body, Pieces::at_most(PIECES_OF_HTTP_3));
         let mut empty = 0;
         while empty < EMPTY_FRAMES {
-            let Some(mut data) = stream.recv_data().await.map_err(|error| stream_error(&error))? else {
+            let Some(mut data) = stream.recv_data().await.map_err(|error| failed(&error))? else {
                 empty += 1;
                 continue;
             };
             empty = 0;
             while data.has_remaining() {
                 let piece = data.chunk().len();
+                turns.took_body(piece);
                 body.add(data.chunk()).await?;
                 data.advance(piece);
             }
         }
         // At the end of the stream there is nothing else; what is left otherwise are more empty frames.
-        stream.recv_trailers().await.map_err(|error| stream_error(&error))?;
+        stream.recv_trailers().await.map_err(|error| failed(&error))?;
         timeline.response_ended();
-        Ok(Response {
-            status: head.status.as_u16(),
-            reason: String::new(),
-            version: Version::Http3,
-            headers: head.headers,
-            remote,
-            timings: timeline.timings(),
-            tls: Some(details),
-            body: body.end().await,
-        })
+        Ok((head, body))
     };
-    let done = alongside(std::future::poll_fn(|cx| driver.poll_close(cx)), work).await;
-    endpoint.close(0_u32.into(), b"");
-    done
+    alongside(std::future::poll_fn(|cx| driver.poll_close(cx)), work).await
 }
 
-fn stream_error(error: &StreamError) -> StepError {
-    match error {
-        StreamError::HeaderTooBig { .. } => Exceeded::Headers.into(),
-        other => receive(other),
+fn stream_error(error: &StreamError, timeline: &Timeline) -> StepError {
+    match (timeline.exceeded(), error) {
+        (Some(exceeded), _) => exceeded.into(),
+        (None, StreamError::HeaderTooBig { .. }) => Exceeded::Headers.into(),
+        (None, other) => receive(other),
     }
 }
 

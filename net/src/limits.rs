@@ -1,6 +1,8 @@
-//! What a server may answer. Everything here is pure: it counts and says no.
+//! What an HTTP server may answer, to an exchange or to a DNS question. Everything here is pure: it counts and says no.
 
 use http::HeaderMap;
+
+use crate::metered::Observe;
 
 pub const HEADERS: usize = 100;
 pub const HEADER_BYTES: usize = 64 << 10;
@@ -13,8 +15,7 @@ pub const INTERIM: usize = 32;
 /// Pieces of the body (chunks of HTTP/1, DATA frames), besides one for each 256 bytes. Each costs the client as much as
 /// a full one.
 pub const PIECES: u64 = 65_536;
-/// As [`PIECES`], over HTTP/3: h3 buffers whatever has come before it hands out the next frame, and the time that a frame
-/// takes grows with what is buffered.
+/// As [`PIECES`], over HTTP/3, where a piece costs more: each takes two looks through what has come and is not yet read.
 pub const PIECES_OF_HTTP_3: u64 = 4096;
 const PIECE_BYTES: u64 = 256;
 /// Frames of HTTP/2 that control the connection, besides one for each 4 KiB of the body: some servers measure the
@@ -23,6 +24,11 @@ pub const CONTROL_FRAMES: u64 = 1024;
 const CONTROL_BYTES: u64 = 4096;
 /// HEADERS and CONTINUATION frames: interim responses, head and trailers.
 pub const HEADER_FRAMES: u64 = 128;
+/// Bytes on the streams of an HTTP/3 connection besides those of the body: frames of headers, of control, and unknown ones,
+/// which are passed over (RFC 9114, section 9).
+pub const FRAMING_BYTES: u64 = 1 << 20;
+/// Streams that an HTTP/3 server opens: control, QPACK, and reserved ones.
+pub const STREAMS: u32 = 64;
 
 /// The limit that was passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +45,10 @@ pub enum Exceeded {
     ControlFrames,
     #[error("more than {HEADER_FRAMES} HTTP/2 frames of headers")]
     HeaderFrames,
+    #[error("more than {} MiB of HTTP/3 frames that carry no body", FRAMING_BYTES >> 20)]
+    Framing,
+    #[error("more than {STREAMS} HTTP/3 streams opened by the server")]
+    Streams,
 }
 
 /// Codecs stop at about these bounds, each in its own way; this is the exact one.
@@ -106,6 +116,39 @@ impl Pieces {
     }
 }
 
+/// What the streams of an HTTP/3 connection carry.
+#[derive(Debug, Default)]
+pub struct Portions {
+    streams: u32,
+    read: u64,
+    body: u64,
+}
+
+impl Portions {
+    /// Bytes were read from a stream.
+    ///
+    /// # Errors
+    /// When too many of them are no body.
+    pub fn stream(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        self.read += bytes as u64;
+        if self.read - self.body.min(self.read) > FRAMING_BYTES { Err(Exceeded::Framing) } else { Ok(()) }
+    }
+
+    /// So many of them were of the body.
+    pub fn body(&mut self, bytes: usize) {
+        self.body += bytes as u64;
+    }
+
+    /// The server has opened a stream.
+    ///
+    /// # Errors
+    /// When it has opened too many.
+    pub fn accepted(&mut self) -> Result<(), Exceeded> {
+        self.streams += 1;
+        if self.streams > STREAMS { Err(Exceeded::Streams) } else { Ok(()) }
+    }
+}
+
 /// Frames of an HTTP/2 connection (RFC 9113, section 4.1), counted as their bytes come. h2 handles as many as a server
 /// sends.
 #[derive(Debug, Default)]
@@ -118,6 +161,12 @@ pub struct Frames {
     data: Pieces,
     control: u64,
     headers: u64,
+}
+
+impl Observe for Frames {
+    fn has_read(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.add(bytes).map_err(std::io::Error::other)
+    }
 }
 
 const DATA: u8 = 0;
@@ -214,6 +263,19 @@ mod tests {
             }
             assert_eq!((frames.control, frames.data.count, frames.payload, frames.have), (667, 1333, 0, 0), "{size}");
         }
+    }
+
+    #[test]
+    fn what_http_3_carries_besides_the_body_is_limited() {
+        let mut portions = Portions::default();
+        for _ in 0..10_000 {
+            portions.stream(1200).expect("a body");
+            portions.body(1190);
+        }
+        let free = FRAMING_BYTES - 100_000;
+        portions.stream(usize::try_from(free).expect("a number")).expect("up to the limit");
+        assert_eq!(portions.stream(1), Err(Exceeded::Framing));
+        assert_eq!((0..100).position(|_| portions.accepted().is_err()), Some(STREAMS as usize));
     }
 
     #[test]
