@@ -125,6 +125,13 @@ impl Visit {
         self.over.cancel();
     }
 
+    /// As [`count`](Self::count), for bytes that came from a target.
+    fn receive(&self, bytes: usize) -> bool {
+        self.received.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.count(bytes)
+    }
+
+    /// False: they are too many.
     fn count(&self, bytes: usize) -> bool {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         if self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= PAGE_BYTES {
@@ -298,10 +305,7 @@ impl Listener {
             let (mut from_browser, mut to_browser) = browser.split();
             let (mut from_target, mut to_target) = target.split();
             let there = pass(&mut from_browser, &mut to_target, |bytes| visit.count(bytes));
-            let back = pass(&mut from_target, &mut to_browser, |bytes| {
-                visit.received.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
-                visit.count(bytes)
-            });
+            let back = pass(&mut from_target, &mut to_browser, |bytes| visit.receive(bytes));
             // What breaks on one side must look broken on the other one, not ended.
             if tokio::try_join!(there, back).is_err() {
                 for stream in [&browser, &target] {
@@ -398,4 +402,22 @@ fn ms(duration: Duration) -> f64 {
 /// Now, in milliseconds since the epoch.
 pub fn unix_ms() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_came_is_known_when_a_page_is_stopped() {
+        let visit = Visit::default();
+        let (mut from_target, mut target) = tokio::io::duplex(CHUNK);
+        let (mut to_browser, mut browser) = tokio::io::duplex(CHUNK);
+        tokio::spawn(async move { while target.write_all(&[0; 4096]).await.is_ok() {} });
+        tokio::spawn(async move { while browser.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {} });
+        assert!(visit.count(1000), "to the target");
+        let passed = pass(&mut from_target, &mut to_browser, |bytes| visit.receive(bytes)).await;
+        assert!(passed.is_err() && visit.limit().is_some());
+        assert!((PAGE_BYTES - 1000..PAGE_BYTES + 100_000).contains(&visit.received()), "{}", visit.received());
+    }
 }
