@@ -41,7 +41,9 @@ deny:
 image:
 	tests/image.sh
 
-# Measurements, on a quiet machine and as root; see bench/README.md.
+# Scouter and its peers measured side by side, on a quiet machine and as root; see bench/README.md. The report is
+# target/bench/measurements.md; `make bench OUT=docs` makes it that of the documentation.
+OUT := target/bench
 bench:
 	@./setup.sh bench
 	cargo plugins
@@ -49,4 +51,4 @@ bench:
 	mkdir -p target/release/plugins target/release/hostile
 	cp $(BUILT) target/release/plugins/
 	cp target/wasm32-wasip2/plugin/hostile.wasm target/release/hostile/
-	target/release/bench
+	target/release/bench --out $(OUT)

@@ -38,6 +38,10 @@ wanted() {
         wanted test
         echo 'wrk wrk to load the API'
         echo 'chromedriver chromium-driver to compare page loads with'
+        echo 'prometheus-blackbox-exporter prometheus-blackbox-exporter to compare rates, CPU and memory with'
+        echo 'fping fping to compare pings with'
+        echo 'dnsperf dnsperf to compare DNS questions with'
+        echo 'tcpdump tcpdump to capture the packets whose timestamps judge round-trip times'
     fi
 }
 
@@ -90,5 +94,11 @@ fi
 if [ "${1:-}" = bench ] && [ ! -x target/lab-venv/bin/termtosvg ]; then
     say 'installing termtosvg (Python) into target/lab-venv: to record the picture in README'
     target/lab-venv/bin/pip -q install --disable-pip-version-check 'termtosvg==1.*'
+fi
+if [ "${1:-}" = bench ] && [ ! -x target/bench-tools/bin/trip ]; then
+    say 'installing trippy (Rust, some minutes of compiling) into target/bench-tools: to compare traces with'
+    CARGO_TARGET_DIR=target/bench-tools/build timeout 1800 cargo install -q --locked --root target/bench-tools trippy@0.13.0 ||
+        say 'trippy could not be installed: measurements go on without it, and their report says so'
+    rm -rf target/bench-tools/build
 fi
 say 'everything needed is there'

@@ -40,7 +40,7 @@ lint() {
 }
 # One choice of packages for all tests: with another one cargo chooses other features of their dependencies, and compiles
 # those again.
-tested='--workspace --exclude hostile --exclude bench'
+tested='--workspace --exclude hostile'
 
 unit() {
     # shellcheck disable=SC2086

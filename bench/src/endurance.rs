@@ -1,4 +1,4 @@
-//! What a server endures: a minute of load, slow connections, cancelled tests, signals at any moment.
+//! What a server endures: a minute of load, slow connections, cancelled tests.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,20 +6,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::figures::mib;
-use crate::report;
+use crate::Run;
+use crate::process::resident;
+use crate::report::Promise;
+use crate::stats::percentile;
 use crate::support::lab::Lab;
 use crate::support::server::{SECRET, Server, children};
 use crate::support::{hostile, plugins};
 
-/// The value that so many of a hundred are below.
-fn percentile(samples: &mut [f64], percent: usize) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples[(samples.len() * percent / 100).min(samples.len() - 1)]
-}
+pub const SECTION: &str = "Endurance";
 
 fn connect(lab: &Lab, server: &Server) -> TcpStream {
     let stream = lab.probe.inside(|| TcpStream::connect(server.address)).expect("connected");
@@ -57,10 +54,11 @@ fn post(payload: &Value) -> Vec<u8> {
 
 /// 1,000 payloads of one test in each second of a minute, each at its time whatever became of the one before: a delay is
 /// counted from when a request was due.
-pub fn minute(lab: &Lab) {
+pub fn minute(run: &mut Run) {
     const RATE: u32 = 1000;
-    const SECONDS: u32 = 60;
     const CLIENTS: u32 = 32;
+    let last: u32 = run.pick(60, 8);
+    let lab = &run.lab;
     let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     let request = post(&json!({"ping": [{"dst": "10.77.0.2", "count": 1}]}));
     server.run(&json!({"ping": [{"dst": "10.77.0.2", "count": 1}]}));
@@ -73,7 +71,7 @@ pub fn minute(lab: &Lab) {
             scope.spawn(move || {
                 let mut stream = connect(lab, server);
                 let (mut own, mut seen) = (vec![], vec![]);
-                for number in (client..RATE * SECONDS).step_by(CLIENTS as usize) {
+                for number in (client..RATE * last).step_by(CLIENTS as usize) {
                     let due = started + Duration::from_secs(1) * number / RATE;
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
                     seen.push(exchange(&mut stream, request));
@@ -85,23 +83,28 @@ pub fn minute(lab: &Lab) {
                 }
             });
         }
-        for second in [15, 30, 45, 59] {
+        for part in 1..=4 {
+            let second = u64::from((last * part / 4).min(last - 1));
             std::thread::sleep((started + Duration::from_secs(second)).saturating_duration_since(Instant::now()));
-            weights.push(mib(server.weight().0));
+            weights.push(resident(server.pid()));
         }
     });
     let statuses = statuses.into_inner().unwrap();
     assert!(statuses.keys().all(|status| [200, 429].contains(status)), "{statuses:?}");
-    let mut samples = samples.into_inner().unwrap();
-    let got = format!("p50 {:.1} ms, p99 {:.1} ms", percentile(&mut samples, 50), percentile(&mut samples, 99));
-    report("1,000 POST/s for 60 s", &got, "p99 < 50 ms");
-    report("  statuses", &format!("{statuses:?}"), "200 and 429 only");
-    let weights: Vec<String> = weights.iter().map(|weight| format!("{weight:.0}")).collect();
-    report("  resident after 15, 30, 45, 59 s", &format!("{} MiB", weights.join(", ")), "flat");
+    let samples = samples.into_inner().unwrap();
+    let (p50, p99) = (percentile(&samples, 50), percentile(&samples, 99));
+    run.report.section(SECTION, "");
+    let what = format!("1,000 payloads a second for {last} s: p50, p99");
+    run.report.figure(&what, &format!("{p50:.1} ms, {p99:.1} ms"), Promise::holds(p99 <= 50.0, "p99 ≤ 50 ms"));
+    run.report.figure("  statuses", &format!("{statuses:?}"), Promise::Nothing);
+    let text: Vec<String> = weights.iter().map(|weight| format!("{weight:.0}")).collect();
+    run.report.figure("  resident after each quarter", &format!("{} MiB", text.join(", ")), Promise::Nothing);
 }
 
 /// 1,000 clients that send a head byte by byte, over and over again, beside somebody who asks for the health.
-pub fn loris(lab: &Lab) {
+pub fn loris(run: &mut Run) {
+    let time = run.pick(Duration::from_secs(20), Duration::from_secs(5));
+    let lab = &run.lab;
     let server = lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
     let over = Arc::new(AtomicUsize::new(0));
     let mut samples = vec![];
@@ -125,7 +128,7 @@ pub fn loris(lab: &Lab) {
             });
         }
         let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(20) {
+        while started.elapsed() < time {
             let asked = Instant::now();
             let mut stream = connect(lab, &server);
             assert_eq!(exchange(&mut stream, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"), 200);
@@ -134,12 +137,17 @@ pub fn loris(lab: &Lab) {
         }
         over.store(1, Ordering::Relaxed);
     });
-    let got = format!("p99 {:.1} ms, worst {:.1} ms", percentile(&mut samples, 99), percentile(&mut samples, 100));
-    report("1,000 slow connections: a new one's /healthz", &got, "< 100 ms");
+    let (p99, worst) = (percentile(&samples, 99), percentile(&samples, 100));
+    run.report.section(SECTION, "");
+    let promise = Promise::holds(worst <= 100.0, "≤ 100 ms");
+    let what = "1,000 slow connections: a new one's /healthz, p99, worst";
+    run.report.figure(what, &format!("{p99:.1} ms, {worst:.1} ms"), promise);
 }
 
 /// 10,000 tests of every kind but pages, half of them cancelled midway; then everything is as it was.
-pub fn cancelled(lab: &Lab) {
+pub fn cancelled(run: &mut Run) {
+    let payloads = run.pick(1000, 100);
+    let lab = &run.lab;
     let both = format!("{},{}", plugins().display(), hostile().display());
     let settings = [
         ("SCOUTER_LOG", "info,access=warn"),
@@ -178,53 +186,18 @@ pub fn cancelled(lab: &Lab) {
         });
         // What is cached for a while (name lookups, connections of this client) is let go.
         std::thread::sleep(Duration::from_secs(3));
-        let (resident, descriptors) = server.weight();
-        (resident, descriptors, threads(), children(server.pid()).len())
+        let (_, descriptors) = server.weight();
+        (resident(server.pid()), descriptors, threads(), children(server.pid()).len())
     };
     let base = round(100);
-    let after = round(1000);
+    let after = round(payloads);
+    run.report.section(SECTION, "");
     for (what, before, after) in
         [("descriptors", base.1, after.1), ("threads", base.2, after.2), ("processes", base.3, after.3)]
     {
-        report(&format!("10,000 tests, half cancelled: {what}"), &format!("{before}, then {after}"), "the same");
+        let what = format!("{} tests, half cancelled: {what}", payloads * 10);
+        run.report.figure(&what, &format!("{before}, then {after}"), Promise::holds(after <= before, "no more"));
     }
-    let got = format!("{:.1}, then {:.1} MiB", mib(base.0), mib(after.0));
-    report("  resident", &got, "within 5 %");
-}
-
-/// A server that is told to end, or is killed, at 1,000 moments of its life; each time the next one has its port.
-pub fn signals(lab: &Lab) {
-    const POINTS: u64 = 1000;
-    let payload = json!({
-        "ping": [{"dst": "10.77.0.2", "count": 2, "interval_ms": 20}],
-        "traceroute": [{"dst": "10.77.0.2"}],
-        "dns_lookup": [{"qname": "www.lab.test"}],
-        "http_request": [{"url": "http://www.lab.test/"}, {"url": "http://198.51.100.1/", "timeout_ms": 100}],
-    });
-    let page = json!({"browser_request": [{"url": "http://www.lab.test/page/index.html", "timeout_ms": 5000}]});
-    let port = 18_000;
-    let (mut slowest, mut unclean, mut orphans) = (Duration::ZERO, 0, 0);
-    for point in 0..POINTS {
-        let mut server = lab.server(&[("SCOUTER_LOG", "info,access=warn"), ("API_PORT", &port.to_string())]);
-        // Every 50th has a browser, which takes longer to come and to go.
-        let with_page = point % 50 == 0;
-        let body = if with_page { &page } else { &payload };
-        server.request("POST", "/api/v1.0/tests", Some(&body.to_string()));
-        std::thread::sleep(Duration::from_millis(if with_page { point * 2 } else { point % 200 }));
-        let left = children(server.pid());
-        let told = Instant::now();
-        let signal = if point % 4 < 3 { Signal::SIGTERM } else { Signal::SIGKILL };
-        server.signal(signal);
-        let code = server.wait();
-        slowest = slowest.max(told.elapsed());
-        unclean += usize::from(signal == Signal::SIGTERM && code != Some(0));
-        let end = Instant::now() + Duration::from_secs(10);
-        let alive = || left.iter().any(|pid| std::path::Path::new("/proc").join(pid).exists());
-        while alive() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        orphans += usize::from(alive());
-    }
-    report("1,000 signals: slowest end", &format!("{:.2} s", slowest.as_secs_f64()), "< 10 s");
-    report("  SIGTERM without exit status 0; processes left", &format!("{unclean}; {orphans}"), "0; 0");
+    let got = format!("{:.1}, then {:.1} MiB", base.0, after.0);
+    run.report.figure("  resident", &got, Promise::holds(after.0 <= base.0 * 1.05, "within 5 %"));
 }

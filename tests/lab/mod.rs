@@ -12,6 +12,7 @@ pub mod pages;
 mod path;
 mod ping;
 mod policy;
+mod slow;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -32,6 +33,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(http::trials(lab));
     all.extend(path::trials(lab));
     all.extend(dns_path::trials(lab));
+    all.extend(slow::trials(lab));
     all.extend(modes::trials(lab));
     all.extend(liars::trials(lab));
     all.extend(faults::trials(lab));

@@ -1,6 +1,7 @@
 //! What the tests stand on: a server of their own, a client, a network.
 
 pub mod chain;
+pub mod delay;
 pub mod h2;
 pub mod lab;
 pub mod server;
