@@ -338,5 +338,6 @@ fn slow_connections_do_not_hold_up_others() {
         assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
         worst = worst.max(asked.elapsed());
     }
-    assert!(worst < SOON, "{worst:?}");
+    // They are cut off after 5 s.
+    assert!(worst < Duration::from_secs(4), "{worst:?}");
 }

@@ -31,6 +31,8 @@ pub fn trials() -> Vec<Trial> {
         sessions_and_packets_are_counted,
         every_import_asks_the_budget,
         a_run_finds_nothing_of_those_before,
+        without_a_pool_each_run_maps_its_own_memory,
+        a_run_that_computes_is_stopped_and_gives_its_slot_back,
         a_guest_is_charged_for_the_cpu_time_that_it_got,
         a_panic_of_an_engine_is_the_servers_error_and_frees_its_slot,
     );
@@ -118,7 +120,9 @@ fn memory_and_descriptors_come_back() {
 
 fn spinning_plugins_leave_the_api_alone() {
     let server = server(&[("SCOUTER_MAX_PROCESS_COUNT", "32"), ("SCOUTER_TEST_TIMEOUT", "20")]);
-    let spinners: Vec<_> = (0..32).map(|_| json!({"do": "spin"})).collect();
+    // Those that nap begin on the threads that answer, and wake up together.
+    let spinner = |n| if n % 2 == 0 { json!({"do": "nap, then spin", "n": 300}) } else { json!({"do": "spin"}) };
+    let spinners: Vec<_> = (0..32).map(spinner).collect();
     let payload = json!({"hostile": spinners}).to_string();
     let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload)).body["receipt"]
         .as_str()
@@ -170,6 +174,38 @@ fn sessions_and_packets_are_counted() {
     let open = &attack(&server, "sockets", 100)["result"]["open"];
     let planned = &attack(&server, "packets", 0)["result"]["planned"];
     assert_eq!((open, planned), (&json!(32), &json!(10_000)));
+}
+
+/// A pool needs 17 GiB of addresses for each run.
+fn without_a_pool_each_run_maps_its_own_memory() {
+    let mut little = Command::new("prlimit");
+    little.arg(format!("--as={}", 24_u64 << 30)).arg(scouter());
+    crate::support::server::clean(&mut little);
+    let folder = hostile();
+    let plugins = ("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8"));
+    let little = Server::spawn(little, &[plugins], None);
+    assert!(little.log().contains("no pool of memory"), "{}", little.log());
+    for server in [little, server(&[("SCOUTER_MAX_PROCESS_COUNT", "3000")])] {
+        for (what, n, failed) in [("nothing", 0, false), ("spin", 0, true), ("allocate", 32 << 20, false)] {
+            assert_eq!(attack(&server, what, n)["failed"], json!(failed), "{what}: {}", server.log());
+        }
+    }
+}
+
+fn a_run_that_computes_is_stopped_and_gives_its_slot_back() {
+    let server = server(&[("SCOUTER_MAX_PROCESS_COUNT", "1")]);
+    for what in ["spin", "nap, then spin"] {
+        for _ in 0..10 {
+            let payload = json!({"hostile": [{"do": what, "n": 20}]}).to_string();
+            let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload)).body["receipt"].clone();
+            std::thread::sleep(Duration::from_millis(40));
+            let path = format!("/api/v1.0/tests?receipt={}", receipt.as_str().expect("a receipt"));
+            assert_eq!(server.request("DELETE", &path, None).status, 200);
+            // In the only slot, without waiting for what was stopped to use up its second.
+            let test = attack(&server, "nothing", 0);
+            assert_eq!(test["failed"], json!(false), "{what}: {test}");
+        }
+    }
 }
 
 /// Memory is used again: more than is cleared in place, and less.

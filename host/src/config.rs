@@ -249,7 +249,7 @@ impl Engine {
 }
 
 impl Serve {
-    /// Where the ASN database is fetched from, if from anywhere. Empty values are as good as none.
+    /// Where the ASN database is fetched from, if from anywhere. Empty values count as unset.
     ///
     /// # Errors
     /// See [`Source::new`].

@@ -16,7 +16,7 @@ use crate::model::{PluginName, Test, Timing};
 use crate::plan::{Action, Plan, PlannedTest};
 use crate::queue::{Limits, Place, Queue, QueueFull};
 use crate::receipts::{Receipt, Receipts};
-use crate::sandbox::{Plugin, Progress, RunError};
+use crate::sandbox::{Partial, Plugin, Progress, RunError};
 use crate::services::Services;
 use crate::slots::{Slot, Slots};
 
@@ -172,7 +172,7 @@ impl Runner {
                     error => format!("Plugin '{}' was stopped: {error}.", plugin.name),
                 };
                 // What it had shown so far is what is known.
-                let result = partial.get().unwrap_or_else(empty);
+                let result = self.read(partial.newest()).await.unwrap_or_else(empty);
                 let error = Some(error.kind());
                 (
                     json(&Test {
@@ -200,6 +200,14 @@ impl Runner {
         }
         drop(permit);
         json
+    }
+
+    async fn read(&self, partial: Option<Partial>) -> Option<Box<RawValue>> {
+        let partial = partial?;
+        if partial.is_small() {
+            return partial.json();
+        }
+        self.services.compute(move || partial.json()).await.ok()?
     }
 
     #[must_use]

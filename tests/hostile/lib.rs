@@ -71,8 +71,8 @@ fn request(url: &str) -> http::Request {
 
 /// Uses no linear memory, so that the native stack overflows and not the guest's own.
 #[inline(never)]
-fn recurse(depth: u64, end: u64) -> u64 {
-    if depth == end { 0 } else { recurse(depth + 1, end).wrapping_mul(31) ^ (depth >> 3) }
+fn recurse(depth: u64, end: u64, act: &dyn Fn() -> u64) -> u64 {
+    if depth == end { act() } else { recurse(depth + 1, end, act).wrapping_mul(31) ^ (depth >> 3) }
 }
 
 impl Guest for Hostile {
@@ -102,6 +102,21 @@ impl Guest for Hostile {
             "spin" => loop {
                 black_box(n);
             },
+            "nap, then spin" => {
+                std::thread::sleep(std::time::Duration::from_millis(n as u64));
+                loop {
+                    black_box(n);
+                }
+            }
+            "exchange at a depth" => {
+                let exchange = || {
+                    let answer = http::exchange(&http::Request { timeout_ms: 5000, ..request(to) });
+                    LEFT.store(u64::from(answer.is_ok()), Ordering::Relaxed);
+                    0
+                };
+                black_box(recurse(0, n as u64, &exchange));
+                return outcome(&json!({"answered": LEFT.load(Ordering::Relaxed) == 1}));
+            }
             "partial, then spin" => {
                 report::progress(r#"{"so_far": 1}"#);
                 loop {
@@ -235,7 +250,7 @@ impl Guest for Hostile {
                 }
             }
             "recurse" => {
-                black_box(recurse(0, black_box(u64::MAX)));
+                black_box(recurse(0, black_box(u64::MAX), &|| 0));
             }
             "panic" => {
                 let nothing: Option<u8> = black_box(None);

@@ -277,7 +277,7 @@ fn http_2_that_misbehaves_ends_in_time(lab: &Lab) {
         assert!(during < before + 16 * 1024, "{what}: {before} kB, then {during} kB");
         let asked = Instant::now();
         assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
-        assert!(asked.elapsed() < SOON, "{what}: {:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(1), "{what}: {:?}", asked.elapsed());
     }
     assert_eq!(request(&server, well)["status"], json!(200));
     until("connections are gone", || server.weight().1 <= descriptors);

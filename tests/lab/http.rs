@@ -20,6 +20,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         odd_certificates_are_shown_and_do_no_harm,
         bodies_are_counted_decoded_and_kept,
         the_address_can_be_given,
+        an_exchange_works_wherever_a_guests_stack_ends,
     )
 }
 
@@ -28,6 +29,28 @@ pub fn request(server: &Server, options: Value) -> Value {
     assert_eq!(test["message"], Value::Null, "{options}: {test}");
     assert_eq!(test["failed"], test["result"]["failed"], "{test}");
     test["result"].clone()
+}
+
+/// An engine runs on the stack of the guest that called it: it has its own room there.
+fn an_exchange_works_wherever_a_guests_stack_ends(lab: &Lab) {
+    let folder = crate::support::hostile();
+    let server = lab.server(&[("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8"))]);
+    let mut seen = (0, 0);
+    for depth in (0..20_000).step_by(500) {
+        let options = json!({"do": "exchange at a depth", "n": depth, "to": "https://www.lab.test/"});
+        let test = server.test("hostile", &options);
+        match test["error"].as_str() {
+            None => {
+                assert_eq!(test["result"], json!({"answered": true}), "{depth}: {test}");
+                seen.0 += 1;
+            }
+            Some(error) => {
+                assert_eq!(error, "stack_limit", "{depth}: {test}");
+                seen.1 += 1;
+            }
+        }
+    }
+    assert!(seen.0 > 2 && seen.1 > 2, "the limit is in between: {seen:?}");
 }
 
 fn every_version_of_http(lab: &Lab) {

@@ -48,11 +48,11 @@ pub fn plugins() -> PathBuf {
     folder
 }
 
-/// Waits until something is so, looking often; fails after a minute: a browser takes long to start on a busy machine.
 /// What ends at once, or at a deadline of a second or two, has ended after this time however busy the machine is. Speed
 /// is measured in `bench/`; a test only tells an end from a hang.
 pub const SOON: std::time::Duration = std::time::Duration::from_secs(12);
 
+/// Waits until something is so, looking often; fails after a minute: a browser takes long to start on a busy machine.
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     for _ in 0..6000 {
         if so() {

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use moka::sync::Cache;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
@@ -22,6 +23,8 @@ use super::{Api, ApiError};
 /// Wrong secrets that one address may try at once, and how many each second it may try after that.
 const GUESSES: NonZeroU32 = NonZeroU32::new(100).unwrap();
 const GUESSES_PER_SECOND: NonZeroU32 = NonZeroU32::new(2).unwrap();
+/// How long a network is known for a right secret.
+const KNOWN: Duration = Duration::from_mins(10);
 /// Addresses remembered before the list is tidied.
 const ADDRESSES: usize = 10_000;
 
@@ -33,6 +36,8 @@ pub struct Auth {
     guesses: DefaultKeyedRateLimiter<IpAddr, StateInformationMiddleware>,
     /// Networks that have used up their wrong secrets, and until when nothing of theirs is compared.
     blocked: Mutex<HashMap<IpAddr, Instant>>,
+    /// Networks that have given a right secret lately: a proxy is one, and its clients are not locked out by others of them.
+    known: Cache<IpAddr, ()>,
     /// Of each secret.
     requests: Option<DefaultKeyedRateLimiter<SecretDigest>>,
 }
@@ -46,6 +51,7 @@ impl Auth {
             digests: RwLock::new(digests.into()),
             guesses: RateLimiter::keyed(quota).with_middleware(),
             blocked: Mutex::default(),
+            known: Cache::builder().max_capacity(ADDRESSES as u64).time_to_live(KNOWN).build(),
             requests: rate.map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
         }
     }
@@ -62,7 +68,14 @@ impl Auth {
     fn check(&self, headers: &HeaderMap, from: Option<IpAddr>, now: Instant) -> Result<(), ApiError> {
         self.check_blocked(from, now)?;
         match self.accepts(headers) {
-            Some(secret) => self.slow_down(secret),
+            Some(secret) => {
+                if let Some(from) = from.map(network_of)
+                    && !self.known.contains_key(&from)
+                {
+                    self.known.insert(from, ());
+                }
+                self.slow_down(secret)
+            }
             None => Err(self.refuse(from, now)),
         }
     }
@@ -100,6 +113,9 @@ impl Auth {
     fn check_blocked(&self, from: Option<IpAddr>, now: Instant) -> Result<(), ApiError> {
         let Some(from) = from.map(network_of) else { return Ok(()) };
         let mut blocked = self.blocked.lock();
+        if blocked.is_empty() || self.known.contains_key(&from) {
+            return Ok(());
+        }
         match blocked.get(&from) {
             Some(until) if *until > now => Err(too_many_guesses(until.duration_since(now))),
             Some(_) => {
@@ -203,13 +219,17 @@ mod tests {
     #[test]
     fn nothing_is_compared_for_a_network_over_its_rate_of_wrong_secrets() {
         let auth = Auth::new(vec![Sha256::digest("right").into()], None);
-        let (guesser, other) = (Some([192, 0, 2, 1].into()), Some([192, 0, 2, 2].into()));
+        let (guesser, other, proxy) =
+            (Some([192, 0, 2, 1].into()), Some([192, 0, 2, 2].into()), Some([192, 0, 2, 3].into()));
         let right = HeaderMap::from_iter([(header::AUTHORIZATION, "right".parse().expect("a header value"))]);
         let now = Instant::now();
-        assert!(auth.check(&right, guesser, now).is_ok(), "not over the rate yet");
-        let wrong = || auth.check(&HeaderMap::new(), guesser, now);
-        let tried = (0..1000).find(|_| matches!(wrong(), Err(ApiError::TooManyGuesses { .. })));
-        assert!(tried.is_some_and(|tried| tried >= GUESSES.get()), "{tried:?}");
+        assert!(auth.check(&right, proxy, now).is_ok(), "not over the rate yet");
+        for from in [guesser, proxy] {
+            let wrong = || auth.check(&HeaderMap::new(), from, now);
+            let tried = (0..1000).find(|_| matches!(wrong(), Err(ApiError::TooManyGuesses { .. })));
+            assert!(tried.is_some_and(|tried| tried >= GUESSES.get()), "{tried:?}");
+        }
+        assert!(auth.check(&right, proxy, now).is_ok(), "clients that are known there are not locked out");
         assert!(matches!(auth.check(&right, guesser, now), Err(ApiError::TooManyGuesses { retry_after_s: 1 })));
         assert!(auth.check(&right, other, now).is_ok(), "another client");
         assert!(auth.check(&right, guesser, now + Duration::from_secs(1)).is_ok(), "after `Retry-After`");

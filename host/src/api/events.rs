@@ -18,10 +18,12 @@ use utoipa_axum::routes;
 use super::error::NoReceipt;
 use super::tests::receipt_of;
 use super::{Api, ApiError, SharedBody};
-use crate::receipts::{Event, Reader};
+use crate::receipts::{Event, Reader, Unread};
 
 /// Interval of comment lines: proxies close silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Small partial results that are read at once, on the thread that answers.
+const QUICK: usize = 8;
 /// Pause between two batches of events: a plugin may report faster than any client reads.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -30,6 +32,7 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
 }
 
 struct Watch {
+    api: Arc<Api>,
     reader: Reader,
     sent: u64,
     paused: bool,
@@ -55,7 +58,7 @@ async fn events(
     let reader = receipt_of(&api, query.as_deref())?;
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let sent = reader.receipt().resume(last.and_then(|last| last.trim().parse().ok()).unwrap_or(0));
-    let watch = Watch { reader, sent, paused: false };
+    let watch = Watch { api, reader, sent, paused: false };
     let parts = stream::unfold(Some(watch), |watch| async { next(watch?).await }).flat_map(stream::iter);
     let body = Body::from_stream(parts.map(Ok::<_, std::convert::Infallible>));
     let headers = [
@@ -74,6 +77,13 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
     }
     if watch.reader.is_abandoned() {
         return None;
+    }
+    let unread = watch.reader.receipt().unread(watch.sent);
+    if !unread.is_empty() {
+        let is_quick = unread.len() <= QUICK && unread.iter().all(|unread| unread.partial().is_small());
+        let read = || unread.into_iter().map(Unread::read).collect();
+        let read = if is_quick { read() } else { watch.api.services.compute(read).await.ok()? };
+        watch.reader.receipt().put(read);
     }
     let since = watch.reader.receipt().since(watch.sent);
     watch.sent = since.up_to;

@@ -27,7 +27,8 @@ use crate::receipts::Reader;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A body that has not been checked after this is answered 503.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Steps of a check that is made at once: less than a millisecond.
+/// A check that is made at once takes less than a millisecond: bytes of the body, and steps.
+const SMALL_BODY: usize = 8 << 10;
 const QUICK_STEPS: usize = 100_000;
 /// Bodies checked at once.
 const CHECKS: usize = 2;
@@ -137,7 +138,8 @@ async fn read(costs: &Costs, max: usize, body: Body) -> Result<Received, ApiErro
 /// and a multiple of the body's memory. A small one takes some tens of microseconds, here.
 async fn plan(api: &Arc<Api>, body: Received) -> Result<Plan, ApiError> {
     // A JSON value takes two bytes.
-    if (body.bytes.len() / 2).saturating_mul(api.plugins.largest_options_schema()) <= QUICK_STEPS {
+    let is_quick = |steps: usize| (body.bytes.len() / 2).saturating_mul(steps) <= QUICK_STEPS;
+    if body.bytes.len() <= SMALL_BODY && api.plugins.steps_of_value().is_some_and(is_quick) {
         return Ok(Plan::new(Payload::parse(&body.bytes, api.max_tests)?, &api.plugins));
     }
     let for_check = Arc::clone(api);

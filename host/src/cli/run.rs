@@ -90,7 +90,7 @@ pub fn run(engine: &Engine, run: Run) -> anyhow::Result<ExitCode> {
             tokio::select! {
                 biased;
                 json = &mut running => return Ok::<_, anyhow::Error>(watcher.finish(&json?)),
-                () = partial.changed() => watcher.progress(partial.get().as_deref()),
+                () = partial.changed() => watcher.progress(partial.newest().and_then(|partial| partial.json()).as_deref()),
                 _ = tokio::signal::ctrl_c() => cancel.cancel(),
             }
         }

@@ -40,6 +40,35 @@ pub(super) struct Update {
     finished: bool,
 }
 
+/// A partial result to be read.
+#[derive(Debug)]
+pub struct Unread {
+    index: usize,
+    number: u64,
+    partial: Partial,
+}
+
+impl Unread {
+    /// Takes little time when it is [small](Partial::is_small).
+    #[must_use]
+    pub fn read(self) -> Read {
+        Read { index: self.index, number: self.number, json: self.partial.json() }
+    }
+
+    #[must_use]
+    pub fn partial(&self) -> &Partial {
+        &self.partial
+    }
+}
+
+/// A partial result that was read; without JSON it says nothing.
+#[derive(Debug)]
+pub struct Read {
+    index: usize,
+    number: u64,
+    json: Option<Box<RawValue>>,
+}
+
 /// What an event says.
 #[derive(Debug, Clone)]
 enum Data {
@@ -124,20 +153,40 @@ impl Receipt {
         if last > self.happened.load(Ordering::Relaxed) + end { 0 } else { last }
     }
 
-    /// What has happened after this number.
+    /// Partial results after this number that nobody has read. Whoever wants them in [`Self::since`] reads them, wherever there
+    /// is time for that, and gives them to [`Self::put`].
+    #[must_use]
+    pub fn unread(&self, number: u64) -> Vec<Unread> {
+        let updates = self.updates.lock();
+        let newer = updates.iter().enumerate().filter(|(_, update)| update.number > number);
+        let unread = newer.filter_map(|(index, update)| match &update.data {
+            Data::Unread(partial) => Some(Unread { index, number: update.number, partial: partial.clone() }),
+            Data::Pieces(_) => None,
+        });
+        unread.collect()
+    }
+
+    /// What was read, for all watchers; a partial result that was replaced meanwhile is out of date.
+    pub fn put(&self, read: Vec<Read>) {
+        for Read { index, number, json } in read {
+            let pieces = json.map(|json| self.pieces_of(index, Some(RawValue::NULL), None, line(json)));
+            let mut updates = self.updates.lock();
+            if let Some(update) = updates.get_mut(index).filter(|update| update.number == number) {
+                update.data = Data::Pieces(pieces.unwrap_or_default());
+            }
+        }
+    }
+
+    /// What has happened after this number, up to the first partial result that is unread.
     #[must_use]
     pub fn since(&self, number: u64) -> Since {
         let done = !self.is_running();
         let (mut events, mut up_to) = (vec![], number);
-        let mut updates = self.updates.lock();
-        for (index, update) in updates.iter_mut().enumerate().filter(|(_, update)| update.number > number) {
+        let updates = self.updates.lock();
+        let unread = updates.iter().filter(|update| update.number > number && matches!(update.data, Data::Unread(_)));
+        let end = unread.map(|update| update.number).min().unwrap_or(u64::MAX);
+        for update in updates.iter().filter(|update| update.number > number && update.number < end) {
             up_to = up_to.max(update.number);
-            if let Data::Unread(partial) = &update.data {
-                // Once, for all watchers.
-                let json = partial.json().map(line);
-                let pieces = json.map(|json| self.pieces_of(index, Some(RawValue::NULL), None, json));
-                update.data = Data::Pieces(pieces.unwrap_or_default());
-            }
             if let Data::Pieces(data) = &update.data
                 && !data.is_empty()
             {
@@ -185,6 +234,7 @@ mod tests {
 
     fn events_since(receipt: &Receipt, since: u64) -> Vec<(u64, &'static str, String)> {
         let text = |event: Event| String::from_utf8(event.data.concat()).expect("UTF-8");
+        receipt.put(receipt.unread(since).into_iter().map(Unread::read).collect());
         receipt.since(since).events.into_iter().map(|event| (event.number, event.kind, text(event))).collect()
     }
 
@@ -205,14 +255,19 @@ mod tests {
         receipt.partial(2, &partial_result("{\"n\":\n2}"));
         receipt.partial(1, &partial_result("3"));
         receipt.partial(0, &partial_result("{}"));
+        let unread = receipt.since(0);
+        assert_eq!((unread.events.len(), unread.up_to), (0, 0), "nothing is passed over that is unread");
+        let late = receipt.unread(0);
+        receipt.partial(2, &partial_result("{\"n\":\n3}"));
+        receipt.put(late.into_iter().map(Unread::read).collect());
         let partial = |n, text: &str| (n, "partial", text.to_owned());
-        let newest = partial(2, r#"{"type":"b","index":1,"result":{"n":2}}"#);
-        assert_eq!(events_since(&receipt, 0), [newest, partial(4, r#"{"type":"a","index":0,"result":{}}"#)]);
-        assert_eq!(events_since(&receipt, 2).len(), 1);
+        let newest = partial(5, r#"{"type":"b","index":1,"result":{"n":3}}"#);
+        assert_eq!(events_since(&receipt, 0), [partial(4, r#"{"type":"a","index":0,"result":{}}"#), newest]);
+        assert_eq!(events_since(&receipt, 4).len(), 1);
         receipts.record(&receipt, 2, raw("{\"m\": 5}"), |_| raw("null"));
         receipt.partial(2, &partial_result("{}"));
-        let test = (5, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
-        assert_eq!(events_since(&receipt, 4), [test]);
+        let test = (6, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
+        assert_eq!(events_since(&receipt, 5), [test]);
         receipts.record(&receipt, 0, raw("1"), |_| raw("null"));
         receipts.record(&receipt, 1, raw("1"), |_| raw("null"));
         let all = events_since(&receipt, 3);
@@ -220,7 +275,7 @@ mod tests {
         assert_eq!(kinds, ["test", "test", "test", "done"]);
         assert_eq!(all[3].2.as_bytes(), receipt.pieces().concat());
         assert_eq!(events_since(&receipt, all[2].0).len(), 1, "`done` comes after the events of all tests");
-        assert_eq!([0, 5, 8, 9, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 8, 0, 0]);
+        assert_eq!([0, 5, 9, 10, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 9, 0, 0]);
     }
 
     #[test]

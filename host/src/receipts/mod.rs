@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::model;
 use crate::plan::Plan;
 use events::Update;
-pub use events::{Event, Since};
+pub use events::{Event, Read, Since, Unread};
 pub use readers::Reader;
 use readers::{Gone, Readers};
 
@@ -184,11 +184,12 @@ impl Receipts {
     pub fn delete(&self, id: &str) -> bool {
         let found = self.get(id).is_some();
         let running = self.running.lock().remove(id);
-        if let Some(receipt) = &running {
-            receipt.leave(&self.gone);
-        }
-        if let Some(receipt) = running.or_else(|| self.finished.remove(id)) {
-            receipt.cancel.cancel();
+        match &running {
+            Some(receipt) => {
+                receipt.leave(&self.gone);
+                receipt.cancel.cancel();
+            }
+            None => drop(self.finished.remove(id)),
         }
         found
     }

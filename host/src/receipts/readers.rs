@@ -27,15 +27,29 @@ struct State {
     readers: usize,
     /// It is gone: where its bytes are counted, and how many.
     gone: Option<(Gone, u64)>,
+    is_counted: bool,
 }
 
 impl Readers {
     /// The receipt leaves the store.
     pub fn leave(&self, gone: &Gone, bytes: u64) {
         let mut state = self.0.lock();
-        if state.readers > 0 && state.gone.is_none() {
-            gone.0.fetch_add(bytes, Ordering::Relaxed);
+        if state.gone.is_none() {
             state.gone = Some((gone.clone(), bytes));
+            state.count();
+        }
+    }
+}
+
+impl State {
+    /// Counts the bytes of a receipt that is gone and has readers: a reader may come late, who got the receipt before.
+    fn count(&mut self) {
+        if let Some((gone, bytes)) = &self.gone
+            && self.readers > 0
+            && !self.is_counted
+        {
+            gone.0.fetch_add(*bytes, Ordering::Relaxed);
+            self.is_counted = true;
         }
     }
 }
@@ -46,7 +60,10 @@ pub struct Reader(Arc<Receipt>);
 impl Reader {
     #[must_use]
     pub fn new(receipt: Arc<Receipt>) -> Self {
-        receipt.readers.0.lock().readers += 1;
+        let mut state = receipt.readers.0.lock();
+        state.readers += 1;
+        state.count();
+        drop(state);
         Self(receipt)
     }
 
@@ -67,9 +84,10 @@ impl Drop for Reader {
         let mut state = self.0.readers.0.lock();
         state.readers -= 1;
         if state.readers == 0
-            && let Some((gone, bytes)) = state.gone.take()
+            && std::mem::take(&mut state.is_counted)
+            && let Some((gone, bytes)) = &state.gone
         {
-            gone.0.fetch_sub(bytes, Ordering::Relaxed);
+            gone.0.fetch_sub(*bytes, Ordering::Relaxed);
         }
     }
 }

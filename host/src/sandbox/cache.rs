@@ -1,6 +1,6 @@
 //! Machine code of plugins, kept between starts.
 //!
-//! Loading machine code is as good as running it, and wasmtime checks it only lightly (of 400 single-bit flips 389
+//! Loading machine code is running it, and wasmtime checks it only lightly (of 400 single-bit flips 389
 //! loaded, 2 brought the process down). So an entry is an HMAC-SHA256 under a key of this cache folder, followed by the
 //! code; it is read once, verified, and those very bytes are used. Anything else is compiled again. The key is worth what
 //! the folder is: it is used only where nobody else could have written it.

@@ -7,14 +7,21 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConf
 
 use super::budget;
 
-/// Bytes of stack for wasm frames, and for wasm and host frames together.
+/// Bytes of stack for wasm frames, and for wasm and host frames together: engines of the network run there too, and have as
+/// much as a thread of their own would.
 pub const WASM_STACK: usize = 512 << 10;
-const FIBER_STACK: usize = 1 << 20;
+const FIBER_STACK: usize = WASM_STACK + (2 << 20);
 
-/// Runs at once for which a pool is mapped: it reserves 17 GiB of addresses for each, of 128 TiB that a process has.
+/// Runs at once for which a pool is mapped: it reserves 17 GiB of addresses for each, of the 128 TiB that a process usually has.
 const POOLED: u32 = 2000;
-/// Bytes of a run's memory, of each of its tables and of its stack that are cleared rather than given back to the system.
+/// Bytes of a run's memory that are cleared rather than given back to the system, when few runs are pooled; and of all
+/// memories together.
 const RESIDENT: usize = 256 << 10;
+const RESIDENT_IN_ALL: usize = 64 << 20;
+/// Of each table and stack.
+const RESIDENT_SMALL: usize = 16 << 10;
+/// Bytes of the host's records of an instance, and of a component's instances together.
+const INSTANCE_BYTES: usize = 4 << 20;
 
 /// The configuration is part of the key under which compiled plugins are cached: the server and its compiling child
 /// must agree on it.
@@ -29,6 +36,8 @@ fn config() -> anyhow::Result<Config> {
     config.epoch_interruption(true);
     config.max_wasm_stack(WASM_STACK);
     config.async_stack_size(FIBER_STACK);
+    // Of stacks that are used again.
+    config.async_stack_zeroing(true);
     // One memory of at most 4 GiB: bulk operations look at the epoch once each, so their length must be bounded.
     config.wasm_memory64(false).wasm_multi_memory(false);
     config.wasm_backtrace_max_frames(NonZeroUsize::new(16));
@@ -43,11 +52,16 @@ fn config() -> anyhow::Result<Config> {
 pub fn new(runs: usize) -> anyhow::Result<Engine> {
     let mut config = config()?;
     // And one that describes itself.
-    match u32::try_from(runs.saturating_add(1)).ok().filter(|runs| *runs <= POOLED) {
-        Some(runs) => config.allocation_strategy(pool(runs)),
-        None => config.allocation_strategy(InstanceAllocationStrategy::OnDemand),
-    };
-    let engine = Engine::new(&config)?;
+    let pooled = u32::try_from(runs.saturating_add(1)).ok().filter(|runs| *runs <= POOLED);
+    let pooled = pooled.and_then(|runs| {
+        let engine = Engine::new(config.clone().allocation_strategy(pool(runs)));
+        let warn = |error: &wasmtime::Error| {
+            tracing::warn!(%error, "no pool of memory for plugins: each run maps its own, which takes longer");
+        };
+        engine.inspect_err(warn).ok()
+    });
+    let engine =
+        pooled.map_or_else(|| Engine::new(config.allocation_strategy(InstanceAllocationStrategy::OnDemand)), Ok)?;
     // A thread of its own: a tokio timer would stand still with the runtime that guests keep busy.
     let clock = engine.weak();
     std::thread::Builder::new().name("epoch".into()).spawn(move || {
@@ -77,9 +91,13 @@ fn pool(runs: u32) -> PoolingAllocationConfig {
         .max_tables_per_component(tables)
         .max_memory_size(budget::MEMORY_BYTES)
         .table_elements(budget::TABLE_ELEMENTS)
-        .linear_memory_keep_resident(RESIDENT)
-        .table_keep_resident(RESIDENT)
-        .async_stack_keep_resident(RESIDENT);
+        .max_tables_per_module(tables)
+        .max_memories_per_module(memories)
+        .max_core_instance_size(INSTANCE_BYTES)
+        .max_component_instance_size(INSTANCE_BYTES)
+        .linear_memory_keep_resident(RESIDENT.min(RESIDENT_IN_ALL / usize::try_from(runs).unwrap_or(usize::MAX)))
+        .table_keep_resident(RESIDENT_SMALL)
+        .async_stack_keep_resident(RESIDENT_SMALL);
     pool
 }
 

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 
 use super::budget::{RESULT_BYTES, RESULT_VALUES};
 
+/// Bytes of a text that is read on an I/O thread: some tens of microseconds.
+pub const SMALL: usize = 8 << 10;
+
 /// Reads an object.
 ///
 /// # Errors

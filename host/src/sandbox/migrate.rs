@@ -11,8 +11,8 @@ use tokio::runtime::Handle;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Runs that begin on the guests' threads after one that had to move there: a plugin that spins holds an I/O thread for
-/// one tick of the epoch clock in a hundred runs.
+/// Runs that begin on the guests' threads after one that had to move there. Those that are under way move before they go
+/// on: a plugin holds an I/O thread until the epoch clock ticks, and not again for a hundred runs.
 const PENALTY: u32 = 100;
 
 /// Whether a run has computed until the epoch clock ticked.
@@ -34,6 +34,7 @@ impl Computes {
 pub struct Habit(AtomicU32);
 
 impl Habit {
+    /// Counts a run that begins.
     fn computes(&self) -> bool {
         let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         left.is_ok()
@@ -50,15 +51,22 @@ impl Habit {
     {
         let mut run = Box::pin(run);
         if !self.computes() {
-            let ended = poll_fn(|context| match run.as_mut().poll(context) {
-                Poll::Ready(output) => Poll::Ready(Some(output)),
-                Poll::Pending if computes.is_set() => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
+            let ended = poll_fn(|context| {
+                if self.0.load(Ordering::Relaxed) > 0 {
+                    return Poll::Ready(None);
+                }
+                match run.as_mut().poll(context) {
+                    Poll::Ready(output) => Poll::Ready(Some(output)),
+                    Poll::Pending if computes.is_set() => {
+                        self.0.store(PENALTY, Ordering::Relaxed);
+                        Poll::Ready(None)
+                    }
+                    Poll::Pending => Poll::Pending,
+                }
             });
             if let Some(output) = ended.await {
                 return Ok(output);
             }
-            self.0.store(PENALTY, Ordering::Relaxed);
         }
         AbortOnDropHandle::new(guests.spawn(run)).await
     }
@@ -107,6 +115,17 @@ mod tests {
             assert_eq!(run(false), ["guest"; 3]);
         }
         assert_eq!(run(false), ["io", "io", "io"]);
+        // One that waits when another one computes does not go on here.
+        let (waiting, guest) = (Arc::clone(&habit), guests.handle().clone());
+        let waiting = io.spawn(async move {
+            let run = async {
+                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                here()
+            };
+            waiting.run(run, &Computes::default(), &guest).await.expect("no panic")
+        });
+        assert_eq!(run(true), ["io", "io", "guest"]);
+        assert_eq!(io.block_on(waiting).expect("no panic"), "guest");
         io.shutdown_background();
         guests.shutdown_background();
     }

@@ -139,10 +139,11 @@ impl Plugins {
         self.by_name.get(name)
     }
 
-    /// JSON values in the largest schema of options.
+    /// Steps that a check of any test's options takes for each value at most; None when that is not known.
     #[must_use]
-    pub fn largest_options_schema(&self) -> usize {
-        self.by_name.values().map(|plugin| plugin.options.size).max().unwrap_or(0)
+    pub fn steps_of_value(&self) -> Option<usize> {
+        let steps = |most: usize, plugin: &Arc<Plugin>| Some(most.max(plugin.options.steps_of_value?));
+        self.by_name.values().try_fold(1, steps)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Plugin>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::json::parse_object;
+use super::json;
 
 type Listener = Box<dyn Fn(&Partial) + Send + Sync>;
 
@@ -19,10 +19,16 @@ impl Partial {
         Self(text.into())
     }
 
+    /// Is it read in some tens of microseconds?
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.0.len() <= json::SMALL
+    }
+
     /// Parsed, so that it is as sound as a final result: an object within the same limits. None when it is not.
     #[must_use]
     pub fn json(&self) -> Option<Box<RawValue>> {
-        to_raw_value(&parse_object(&self.0).ok()?).ok()
+        to_raw_value(&json::parse_object(&self.0).ok()?).ok()
     }
 }
 
@@ -50,8 +56,8 @@ impl Progress {
     }
 
     #[must_use]
-    pub fn get(&self) -> Option<Box<RawValue>> {
-        self.newest.lock().clone()?.json()
+    pub fn newest(&self) -> Option<Partial> {
+        self.newest.lock().clone()
     }
 
     /// Waits for the next one.

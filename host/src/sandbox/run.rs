@@ -24,9 +24,6 @@ use crate::services::Services;
 /// under heavy load comes near.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes of a result that is parsed on an I/O thread: some tens of microseconds.
-const SMALL_RESULT: usize = 8 << 10;
-
 /// What a plugin gave back, checked.
 #[derive(Debug)]
 pub struct Outcome {
@@ -181,7 +178,7 @@ impl Plugin {
     /// Here when it takes no time, otherwise away from the threads of the network.
     async fn check(&self, outcome: wit::test::Outcome, services: &Services) -> Result<Outcome, RunError> {
         let schema = Arc::clone(&self.result);
-        if outcome.result.len() <= SMALL_RESULT {
+        if outcome.result.len() <= json::SMALL {
             let result = Value::Object(json::parse_object(&outcome.result).map_err(RunError::BadResult)?);
             if schema.is_quick(&result) {
                 return checked(outcome, &result, &schema);

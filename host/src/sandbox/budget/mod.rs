@@ -20,8 +20,8 @@ use wasmtime::ResourceLimiter;
 
 use super::cpu::CpuTime;
 
-/// Ticks of the epoch clock; also the longest time a guest computes without yielding.
-pub const TICK: Duration = Duration::from_millis(5);
+/// Ticks of the epoch clock. A guest yields when it ticks, on an I/O thread once it has used [`BRIEF`].
+pub const TICK: Duration = Duration::from_millis(2);
 
 /// CPU time of a run that may stay on an I/O thread. It is looked at when the epoch clock ticks.
 pub const BRIEF: Duration = Duration::from_millis(1);

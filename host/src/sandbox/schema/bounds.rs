@@ -100,8 +100,10 @@ pub fn for_each_mut(schema: &mut Value, each: &mut impl FnMut(&mut Map<String, V
 #[derive(Debug)]
 pub struct Bounded {
     pub schema: Value,
-    /// JSON values in it, with its references expanded: a check takes so many steps for each value at most.
+    /// JSON values in it, with its references expanded: a check takes so many steps for each value at most, unless it has
+    /// patterns.
     pub size: usize,
+    pub has_patterns: bool,
 }
 
 /// Reads a schema's text.
@@ -122,8 +124,8 @@ pub fn parse(text: &str) -> Result<Bounded, String> {
     }
     let mut bounds = Bounds { root: &schema, expanded: HashMap::new(), nested: 0 };
     bounds.check_keywords(&schema)?;
-    let size = bounds.expanded(&schema)?.values;
-    Ok(Bounded { schema, size })
+    let parts = bounds.expanded(&schema)?;
+    Ok(Bounded { schema, size: parts.values, has_patterns: parts.patterns > 0 })
 }
 
 fn depth(value: &Value) -> usize {
@@ -312,6 +314,9 @@ impl Steps<'_> {
                 map.iter().try_for_each(|(name, schema)| entries.get(name).map_or(Some(()), |v| self.count(schema, v)))
             }
             ("patternProperties", Value::Object(map), Value::Object(entries)) => {
+                // Each name is compared with each pattern.
+                let names: usize = entries.keys().map(|name| 1 + name.len()).sum();
+                self.spend(map.len().saturating_mul(names))?;
                 map.values().try_for_each(|schema| entries.values().try_for_each(|value| self.count(schema, value)))
             }
             ("propertyNames", schema, Value::Object(entries)) => entries
@@ -337,7 +342,10 @@ impl Steps<'_> {
                 // Short lists are compared pairwise.
                 self.spend(values(instance).saturating_mul(items.len().min(16)))
             }
-            ("pattern" | "minLength" | "maxLength" | "format", _, Value::String(text)) => self.spend(text.len() / 8),
+            ("pattern", Value::String(pattern), Value::String(text)) => {
+                self.spend(text.len().saturating_mul(pattern.len()) / 64)
+            }
+            ("minLength" | "maxLength" | "format", _, Value::String(text)) => self.spend(text.len() / 8),
             ("enum" | "const" | "required" | "dependentRequired", ..) => self.spend(values(value)),
             _ => Some(()),
         }

@@ -49,8 +49,8 @@ fn compile(schema: &Value) -> Result<Validator, String> {
 #[derive(Debug)]
 pub struct OptionsSchema {
     schema: Value,
-    /// JSON values in the schema, with its references expanded: a check takes so many steps for each value at most.
-    pub size: usize,
+    /// Steps that a check takes for each value at most. None: it has patterns, which take time by the length of a text.
+    pub steps_of_value: Option<usize>,
     required: Vec<String>,
     properties: HashMap<String, Property>,
     validator: Validator,
@@ -81,7 +81,7 @@ impl OptionsSchema {
     }
 
     fn of(text: &str) -> Result<Self, String> {
-        let Bounded { schema, size } = bounds::parse(text)?;
+        let Bounded { schema, size, has_patterns } = bounds::parse(text)?;
         if schema.get("type").and_then(Value::as_str) != Some("object") {
             return Err("does not describe an object".into());
         }
@@ -95,7 +95,8 @@ impl OptionsSchema {
         }
         let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
         let required = required.filter_map(Value::as_str).map(str::to_owned).collect();
-        Ok(Self { schema, size, required, properties, validator })
+        let steps = if has_patterns { None } else { Some(size) };
+        Ok(Self { schema, steps_of_value: steps, required, properties, validator })
     }
 
     #[must_use]
@@ -214,6 +215,7 @@ fn shortened(text: &str) -> String {
 #[derive(Debug)]
 pub struct ResultSchema {
     schema: Value,
+    has_patterns: bool,
     validator: Validator,
 }
 
@@ -222,9 +224,9 @@ impl ResultSchema {
     /// When the text is not a JSON Schema, or passes its bounds.
     pub fn parse(text: &str) -> Result<Self, String> {
         let of = |text| {
-            let Bounded { schema, .. } = bounds::parse(text)?;
+            let Bounded { schema, has_patterns, .. } = bounds::parse(text)?;
             let validator = compile(&schema)?;
-            Ok(Self { schema, validator })
+            Ok(Self { schema, has_patterns, validator })
         };
         of(text).map_err(|error: String| format!("its result schema {error}"))
     }
@@ -234,10 +236,10 @@ impl ResultSchema {
         &self.schema
     }
 
-    /// Does a check of this result take no more than some tenths of a millisecond?
+    /// Does a check of this result take no more than some tenths of a millisecond? With patterns nobody knows.
     #[must_use]
     pub fn is_quick(&self, result: &Value) -> bool {
-        Steps { root: &self.schema, left: QUICK_STEPS }.count(&self.schema, result).is_some()
+        !self.has_patterns && Steps { root: &self.schema, left: QUICK_STEPS }.count(&self.schema, result).is_some()
     }
 
     /// # Errors

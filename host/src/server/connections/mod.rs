@@ -229,9 +229,8 @@ impl Connections {
         state.unwritten += bytes;
         state.unshared += unshared;
         drop(state);
-        if self.unwritten.fetch_add(unshared, Ordering::Relaxed) + unshared > self.limits.unwritten {
-            self.relieve(Instant::now());
-        }
+        // Who has not read for long enough is looked for once a tick: that takes a pass over all connections.
+        self.unwritten.fetch_add(unshared, Ordering::Relaxed);
     }
 
     fn subtract(&self, connection: &Connection, bytes: usize, unshared: usize) {
