@@ -41,7 +41,7 @@ wanted() {
         echo 'prometheus-blackbox-exporter prometheus-blackbox-exporter to compare rates, CPU and memory with'
         echo 'fping fping to compare pings with'
         echo 'dnsperf dnsperf to compare DNS questions with'
-        echo 'tcpdump tcpdump to capture the packets whose timestamps judge round-trip times'
+        echo 'tcpdump tcpdump to capture packets: their timestamps are the reference for round-trip times'
     fi
 }
 

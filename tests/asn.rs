@@ -123,8 +123,8 @@ fn a_download_that_fails_is_tried_again_later_each_time() {
         assert!((least - 0.1..most).contains(&pause), "{pause} s, not {least}–{most} s");
     }
     assert!(asked[0].1.starts_with("GET /asn?key=very-secret-key HTTP/1.1"), "{}", asked[0].1);
-    let told = [server.log(), all, server.get("/api/v1.0/status").body.to_string()].concat();
-    assert!(!told.contains("very-secret"), "{told}");
+    let shown = [server.log(), all, server.get("/api/v1.0/status").body.to_string()].concat();
+    assert!(!shown.contains("very-secret"), "{shown}");
 }
 
 fn every_form_of_download_is_taken_and_kept_for_the_next_start() {
@@ -176,9 +176,9 @@ fn what_is_the_newest_is_not_fetched_again() {
     let line = asked[0].1.lines().find(|line| line.to_lowercase().starts_with("if-modified-since:")).expect("the date");
     let date = line.split_once(": ").expect("a value").1.to_owned();
     drop(asked);
-    let mut judge = Command::new("date");
-    judge.args(["-u", "-r"]).arg(&file).arg("+%a, %d %b %Y %H:%M:%S GMT").env("LC_ALL", "C");
-    assert_eq!(date, String::from_utf8_lossy(&judge.output().expect("runs").stdout).trim());
+    let mut reference = Command::new("date");
+    reference.args(["-u", "-r"]).arg(&file).arg("+%a, %d %b %Y %H:%M:%S GMT").env("LC_ALL", "C");
+    assert_eq!(date, String::from_utf8_lossy(&reference.output().expect("runs").stdout).trim());
 }
 
 fn a_source_that_makes_no_sense_is_an_error_at_start() {

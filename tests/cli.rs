@@ -22,7 +22,7 @@ pub fn trials() -> Vec<Trial> {
         sighup_reads_the_secrets_again,
         secrets_come_from_a_file_and_short_ones_are_warned_about,
         plugins_lists_types_and_options,
-        what_strangers_say_does_not_drive_the_terminal,
+        untrusted_output_is_escaped_in_the_terminal,
     )
 }
 
@@ -244,7 +244,7 @@ fn secrets_come_from_a_file_and_short_ones_are_warned_about() {
 }
 
 /// An escape sequence, a C1 control, an override of direction, line ends.
-fn what_strangers_say_does_not_drive_the_terminal() {
+fn untrusted_output_is_escaped_in_the_terminal() {
     let said = "a\u{1b}[2Jb\u{9b}31mc\u{202e}d\r\ne";
     let acts = |text: &str| text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}');
     let folder = hostile();

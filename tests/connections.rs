@@ -22,12 +22,12 @@ pub fn trials() -> Vec<Trial> {
         a_later_head_has_its_deadline_too,
         an_idle_connection_stays_usable,
         beyond_the_limit_only_health_is_answered,
-        responses_that_nobody_reads_cost_little_and_give_it_back,
-        events_that_nobody_reads_cost_little,
+        unread_responses_cost_little_and_memory_is_returned,
+        unread_events_cost_little,
         a_client_that_does_not_read_is_closed,
-        responses_that_nobody_reads_refuse_nobody,
+        unread_responses_refuse_no_other_client,
         a_client_is_answered_on_each_of_its_streams,
-        deleted_results_that_nobody_reads_have_a_limit,
+        unread_deleted_results_have_a_limit,
     )
 }
 
@@ -206,7 +206,7 @@ fn flood(server: &Server, connections: usize, path: &str, secret: Option<&str>, 
     clients
 }
 
-fn responses_that_nobody_reads_cost_little_and_give_it_back() {
+fn unread_responses_cost_little_and_memory_is_returned() {
     let server = Server::start(&[("SCOUTER_PLUGIN_DIR", &both()), ("SCOUTER_LOG", "info,access=warn")]);
     let receipt = format!("/api/v1.0/tests?receipt={}", large_receipt(&server));
     for path in ["/openapi.json", "/metrics"] {
@@ -232,7 +232,7 @@ fn responses_that_nobody_reads_cost_little_and_give_it_back() {
     until("what it took is given back", || server.weight().0 < idle + FLOOD / 2);
 }
 
-fn events_that_nobody_reads_cost_little() {
+fn unread_events_cost_little() {
     let server = Server::hostile(&[("SCOUTER_LOG", "info,access=warn")]);
     let path = format!("/api/v1.0/tests/events?receipt={}", large_receipt(&server));
     let (idle, _) = server.weight();
@@ -274,7 +274,7 @@ fn a_client_that_does_not_read_is_closed() {
 
 /// More than the memory for responses, unread by clients without a secret: documents, which all responses share, and
 /// counters, which each has for itself.
-fn responses_that_nobody_reads_refuse_nobody() {
+fn unread_responses_refuse_no_other_client() {
     for path in ["/openapi.json", "/metrics"] {
         let server = Server::start(&[("SCOUTER_PLUGIN_DIR", &both()), ("SCOUTER_LOG", "info,access=warn")]);
         let size = server.raw("GET", path, &[], None).body.to_string().len();
@@ -303,7 +303,7 @@ fn a_client_is_answered_on_each_of_its_streams() {
 }
 
 /// Results that only unread responses still hold: beyond 64 MiB of them no new ones are made.
-fn deleted_results_that_nobody_reads_have_a_limit() {
+fn unread_deleted_results_have_a_limit() {
     let settings = [("SCOUTER_MAX_RECEIPT_BYTES", "10000000"), ("SCOUTER_LOG", "info,access=warn")];
     let server = Server::hostile(&settings);
     let large = vec![json!({"do": "return", "n": 450_000}); 10];

@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 if ! command -v cargo-deny >/dev/null; then
-    echo 'setup: installing cargo-deny (Rust, some minutes): to judge the crates that are used'
+    echo 'setup: installing cargo-deny (Rust, some minutes): to check the crates that are used'
     # Unoptimised: it compiles in half the time, and runs for a second.
     cargo install --quiet --locked --debug cargo-deny
 fi

@@ -12,7 +12,7 @@ use crate::support::{SOON, hostile};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
-    trials!("events": events_arrive_in_order_and_resume, ten_thousand_watchers_do_not_hurt)
+    trials!("events": events_arrive_in_order_and_resume, ten_thousand_watchers_do_not_delay_requests)
 }
 
 /// Reads events until their end: identifier, name, data.
@@ -90,7 +90,7 @@ fn events_arrive_in_order_and_resume() {
     });
 }
 
-fn ten_thousand_watchers_do_not_hurt() {
+fn ten_thousand_watchers_do_not_delay_requests() {
     let server = Server::start(&[("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8"), ("SCOUTER_MAX_CONNECTIONS", "20000")]);
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).expect("a limit");
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, limit.1, limit.1).expect("set");
@@ -113,7 +113,7 @@ fn ten_thousand_watchers_do_not_hurt() {
     assert_eq!(server.raw("GET", "/healthz", &[], None).status, 200);
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     let (with, _) = server.weight();
-    // A connection costs some kilobytes, whoever it is for; its events cost nothing more.
+    // Any connection costs some kilobytes; its events cost nothing more.
     assert!(with.saturating_sub(before) < 600 << 10, "{} kB for {watchers} watchers", with - before);
     let mut received = String::new();
     let last = streams.last_mut().expect("one");

@@ -1,4 +1,4 @@
-//! What stands between strangers and the server, and what the server itself gives up.
+//! Limits on clients, TLS, and the privileges that the server gives up.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -151,7 +151,7 @@ fn tls_follows_its_certificate() {
     std::fs::copy(file("other.key"), file("server.key")).expect("copied");
     until("it is taken", || curl(&server, &file("other.pem"), &[]).status.success());
     assert!(!curl(&server, &file("first.pem"), &[]).status.success(), "the old one is gone");
-    // At once, when it is told.
+    // Immediately, on SIGHUP.
     certificate(folder.path(), "server");
     server.signal(nix::sys::signal::Signal::SIGHUP);
     let started = Instant::now();
@@ -225,7 +225,7 @@ fn threads_keep_no_capability_that_they_do_not_need() {
     }
 }
 
-/// `setcap cap_net_raw+p`: permitted, but not in effect before somebody says so.
+/// `setcap cap_net_raw+p`: permitted, but not effective until the program raises it.
 fn a_file_capability_is_made_use_of() {
     let folder = tempfile::tempdir_in("/var/tmp").expect("a folder");
     let program = folder.path().join("scouter");

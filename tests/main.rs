@@ -80,7 +80,7 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Tests that are shown as ignored, not as passed, to anybody but root.
+/// Tests that are shown as ignored, not as passed, without root.
 fn needing_root(trials: Vec<Trial>) -> Vec<Trial> {
     trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root())).collect()
 }

@@ -1,4 +1,4 @@
-//! What the server tells about itself without a secret: counters, and its own description.
+//! Routes without a secret: counters, and the OpenAPI document.
 
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -9,14 +9,14 @@ use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
     trials!("operator":
-        metrics_count_what_happened_and_show_nobody,
+        metrics_count_events_and_identify_no_client,
         a_server_that_stops_is_alive_and_not_ready,
         the_openapi_document_describes_what_is_loaded,
         schemathesis_finds_nothing,
     )
 }
 
-fn metrics_count_what_happened_and_show_nobody() {
+fn metrics_count_events_and_identify_no_client() {
     let server = Server::start(&[("SCOUTER_TARGETS_ALLOW", "127.0.0.0/8")]);
     let metrics = || {
         let answer = server.raw("GET", "/metrics", &[], None);

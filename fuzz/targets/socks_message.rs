@@ -1,4 +1,4 @@
-//! What a browser, or whoever reached its port, says to the SOCKS proxy (RFC 1928): a message is complete at its last byte,
+//! Messages to the SOCKS proxy, from a browser or any other process (RFC 1928): a message is complete at its last byte,
 //! not before and not later.
 
 #![no_main]

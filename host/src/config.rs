@@ -37,7 +37,8 @@ pub struct Engine {
     #[arg(long, env = "SCOUTER_MMDB_PATH", value_name = "FILE", global = true)]
     pub mmdb_path: Option<PathBuf>,
 
-    /// Loopback ports of the SOCKS proxy that browsers reach the network through; their number bounds the browsers at once
+    /// Loopback ports of the SOCKS proxy that browsers reach the network through; their number bounds concurrent
+    /// browsers
     #[arg(long, env = "SCOUTER_BROWSER_PORTS", value_name = "FIRST-LAST", default_value = "9001-9005",
           value_parser = ports, global = true)]
     pub browser_ports: RangeInclusive<u16>,
@@ -105,7 +106,7 @@ pub struct Serve {
     #[arg(long, env = "SCOUTER_MAX_TEST_COUNT", value_name = "TESTS", default_value_t = 10, value_parser = count(1, 100_000))]
     pub max_test_count: u64,
 
-    /// Tests running at once, over all requests
+    /// Concurrent tests, over all requests
     #[arg(long, env = "SCOUTER_MAX_PROCESS_COUNT", value_name = "TESTS", default_value_t = 10, value_parser = count(1, 100_000))]
     pub max_process_count: u64,
 
@@ -157,7 +158,7 @@ pub struct Serve {
     #[arg(long, env = "SCOUTER_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
 
-    /// Connections open at once
+    /// Concurrent connections
     #[arg(long, env = "SCOUTER_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value_t = 4096, value_parser = count(1, 1_000_000))]
     pub max_connections: u64,
 }

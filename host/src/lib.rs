@@ -25,7 +25,7 @@ pub mod runner;
 // Test types: load, audit, compile, run within limits.
 pub mod sandbox;
 // Listening, TLS, limits of connections.
-#[expect(clippy::disallowed_types, reason = "it listens; it connects to nobody")]
+#[expect(clippy::disallowed_types, reason = "it listens; it makes no connections")]
 pub mod server;
 // What every run shares.
 pub mod services;

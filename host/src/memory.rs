@@ -23,17 +23,17 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Freed memory is given back when there is so much more of it than there was at least, in bytes.
 const GROWTH: u64 = 8 << 20;
 
-/// Gives memory back for ever.
+/// Returns memory to the system, until the process ends.
 pub async fn trim() {
     let mut tick = tokio::time::interval(EVERY);
-    let mut kept = Kept::default();
+    let mut kept = Baseline::default();
     loop {
         tick.tick().await;
         let look = move || {
             let before = not_in_use();
             if kept.is_due(before) {
                 release();
-                kept = Kept { least: not_in_use() };
+                kept = Baseline { least: not_in_use() };
                 tracing::debug!(before, after = kept.least, "freed memory given back to the system");
             }
             kept
@@ -48,11 +48,11 @@ pub async fn trim() {
 /// How much memory that is not in use stays resident without being freed memory: stacks, linear memories of guests. It is
 /// not known by itself, so the least that was seen since memory was given back stands for it.
 #[derive(Debug, Clone, Copy, Default)]
-struct Kept {
+struct Baseline {
     least: u64,
 }
 
-impl Kept {
+impl Baseline {
     fn is_due(&mut self, not_in_use: u64) -> bool {
         self.least = self.least.min(not_in_use);
         not_in_use > self.least + GROWTH
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn memory_is_given_back_when_what_was_freed_has_grown() {
         // Since memory was given back 20 MiB are no freed memory.
-        let mut kept = Kept { least: 20 * MIB };
+        let mut kept = Baseline { least: 20 * MIB };
         for (not_in_use, due) in [(20, false), (28, false), (29, true), (12, false), (20, false), (21, true)] {
             assert_eq!(kept.is_due(not_in_use * MIB), due, "{not_in_use} MiB");
         }

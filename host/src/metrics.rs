@@ -47,7 +47,7 @@ pub fn known_method(method: &str) -> &'static str {
 /// From milliseconds to the longest test.
 const DURATIONS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
-/// How things stand at one moment.
+/// Values at one moment.
 #[derive(Debug, Default, Clone)]
 pub struct Now {
     pub waiting: usize,

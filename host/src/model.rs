@@ -1,5 +1,5 @@
 //! The API's JSON of tests and receipts: one type for each body, of which both the answers (serde) and the OpenAPI
-//! document (utoipa) are made. Bodies of one resource only stand beside its routes.
+//! document (utoipa) are made. Bodies of a single resource are defined beside its routes.
 
 use std::cell::RefCell;
 use std::io;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// What may wait at once.
+/// Limits of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub tests: usize,
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(queue.reserve(&[1, 1], 0).expect_err("full"), QueueFull::Tests { max: 3 });
         assert_eq!(queue.reserve(&[81], 0).expect_err("full"), QueueFull::Bytes { max: 100 });
         assert_eq!(queue.held(), Held { tests: 2, bytes: 20 }, "all or none");
-        let second = queue.reserve(&[1, 1], 1).expect("one runs at once");
+        let second = queue.reserve(&[1, 1], 1).expect("one runs immediately");
         drop(first);
         assert_eq!(queue.held(), Held { tests: 2, bytes: 2 });
         drop(second);

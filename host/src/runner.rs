@@ -65,7 +65,7 @@ impl Runner {
         }
     }
 
-    /// Starts a plan's tests and gives the receipt at once.
+    /// Starts a plan's tests, and returns the receipt without waiting for them.
     ///
     /// # Errors
     /// [`QueueFull`]; nothing has been started then.

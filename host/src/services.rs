@@ -10,7 +10,7 @@ use tokio::task::JoinError;
 use crate::metrics::Metrics;
 
 /// Network work happens on the I/O runtime. A run begins there, and moves to the guests' runtime when it computes, so
-/// that a guest that spins disturbs neither the API nor anyone's measurement.
+/// that a guest that spins disturbs neither the API nor any measurement.
 pub struct Services {
     pub io: Handle,
     pub guests: Handle,

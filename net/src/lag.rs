@@ -3,8 +3,8 @@
 //! Phases of HTTP, TLS and DNS over streams end when a task sees its socket ready. Between the arrival of the packet
 //! and that moment lie the kernel's scheduler, the I/O driver and the tasks before it in the queue: this host's own
 //! load, which must not be reported as the target's time. A `timerfd` is a socket to the I/O driver, and the moment of
-//! its expiry is known: how late its task runs is how late every task was at that time. The timer runs only while
-//! somebody measures (500 wake-ups per second: 1–3 % of a core).
+//! its expiry is known: how late its task runs is how late every task was at that time. The timer runs only during
+//! measurements (500 wake-ups per second: 1–3 % of a core).
 
 use std::collections::VecDeque;
 use std::io;
@@ -126,7 +126,7 @@ impl State {
     }
 
     fn longest(&self, from: Duration, to: Duration, now: Duration) -> Duration {
-        // One that has expired while its task still waits: whoever asks may have been served before it.
+        // One that has expired while its task still waits: the caller may have been served before it.
         let waiting = (now.saturating_sub(self.next) >= RECORDED).then_some((self.next, now));
         let within = |&(expired, served): &(Duration, Duration)| served.min(to).saturating_sub(expired.max(from));
         self.delays.iter().rev().chain(&waiting).map(within).max().unwrap_or_default()
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_rests_while_nobody_measures() {
+    async fn the_timer_is_off_between_measurements() {
         let monitor = LagMonitor::open().expect("a timer");
         let set = || monitor.shared.timer.get_ref().0.get().expect("read").is_some();
         assert!(!set());

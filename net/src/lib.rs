@@ -27,7 +27,7 @@ pub mod trace;
 mod family;
 // How late the I/O threads serve a socket that is ready.
 pub mod lag;
-// What an HTTP server may answer.
+// Limits on the responses of HTTP servers.
 pub mod limits;
 // Streams that leave the thread to others, and whose bytes are counted.
 pub mod metered;

@@ -1,4 +1,4 @@
-//! What an HTTP server may answer, to an exchange or to a DNS question. Everything here is pure: it counts and says no.
+//! Limits on the responses of HTTP servers, of exchanges and of DNS questions. Pure: counters and errors.
 
 use http::HeaderMap;
 
@@ -25,7 +25,7 @@ const CONTROL_BYTES: u64 = 4096;
 /// HEADERS and CONTINUATION frames: interim responses, head and trailers.
 pub const HEADER_FRAMES: u64 = 128;
 /// Bytes on the streams of an HTTP/3 connection besides those of the body: frames of headers, of control, and unknown ones,
-/// which are passed over (RFC 9114, section 9).
+/// which are ignored (RFC 9114, section 9).
 pub const FRAMING_BYTES: u64 = 1 << 20;
 /// Streams that an HTTP/3 server opens: control, QPACK, and reserved ones.
 pub const STREAMS: u32 = 64;

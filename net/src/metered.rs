@@ -2,7 +2,7 @@
 //!
 //! Parsers above a socket (rustls, hyper, h2) read in a loop for as long as there is something to read: a server that
 //! floods keeps them busy for as long as the socket's buffer holds out, hundreds of milliseconds on a slow machine.
-//! Whoever measures something else on that thread then measures this host.
+//! Other measurements on that thread would then contain the delay of this host.
 
 use std::io;
 use std::pin::Pin;
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// At most so many bytes are read at once: parsers see as many before they ask again.
+/// Size of one read at most: parsers get as many bytes before they ask again.
 pub const READ_BYTES: usize = 8 << 10;
 /// After so many bytes, or so much time, other tasks have their turn.
 const TURN_BYTES: usize = 32 << 10;
 const TURN: Duration = Duration::from_micros(200);
 
-/// Who is told what passes through a stream.
+/// An observer of the bytes that pass through a stream.
 pub trait Observe: Send + Unpin {
     /// Before each read.
     ///
@@ -61,7 +61,7 @@ impl Observe for Received {
     }
 }
 
-/// A stream whose reader yields to the scheduler, and whose observer is told what passes.
+/// A stream whose reader yields to the scheduler, and whose observer is called with what passes.
 pub struct Metered<S, O> {
     inner: S,
     observer: O,

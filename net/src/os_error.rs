@@ -1,4 +1,4 @@
-//! Errors of the operating system: what they say, and whose they are.
+//! Errors of the operating system: their text, and whether this host or the target causes them.
 
 /// Is it this host that cannot, rather than the target? Descriptors, memory, ports, its own firewall.
 #[must_use]

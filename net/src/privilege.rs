@@ -1,5 +1,5 @@
 //! Which privileges each thread has: in this one place. Raw sockets need `CAP_NET_RAW`, and a port below 1024 needs
-//! `CAP_NET_BIND_SERVICE`; nothing else is needed by anybody. Both are used before the server listens, but for the raw
+//! `CAP_NET_BIND_SERVICE`; no other capability is needed. Both are used before the server listens, but for the raw
 //! sockets of TCP traces, which have a thread that opens them. Linux keeps capabilities for each thread, so every other
 //! thread drops what it has when it begins, and the first one when the server listens.
 

@@ -2,8 +2,8 @@
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Tasks that end with an exchange. hyper drives an HTTP/2 connection in one of its own, which wants to say goodbye: a
-/// server that does not read would keep it, and the connection, for as long as it likes.
+/// Tasks that end with an exchange. hyper drives an HTTP/2 connection in one of its own, which tries to close it
+/// properly: a server that does not read would keep it, and the connection, for as long as it likes.
 #[derive(Clone)]
 pub struct ExchangeTasks(CancellationToken);
 

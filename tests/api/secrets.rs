@@ -7,12 +7,12 @@ use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
     trials!("api::secrets":
-        only_who_has_the_secret_gets_in,
+        only_valid_secrets_are_accepted,
         a_thousand_wrong_secrets_are_slowed_down,
     )
 }
 
-fn only_who_has_the_secret_gets_in() {
+fn only_valid_secrets_are_accepted() {
     let server = Server::start(&[("SCOUTER_API_SECRET", "first-secret-of-two,second-secret-of-two")]);
     for good in ["first-secret-of-two", "second-secret-of-two", "Bearer first-secret-of-two"] {
         assert_eq!(server.raw("GET", "/api/v1.0/status", &[("AUTHORIZATION", good)], None).status, 200, "{good}");

@@ -20,7 +20,7 @@ static DESCRIBE: [u8; 16] = *b"describe:honest ";
 /// What a run leaves for the next one to find.
 static LEFT: AtomicU64 = AtomicU64::new(0);
 
-/// So many bytes of memory in words, as the host gives it: nobody is asked to clear it, and it is never freed.
+/// So many bytes of memory in words, as the host gives it: not cleared here, and never freed.
 fn new_memory(bytes: usize) -> impl Iterator<Item = *mut u64> {
     let words = Vec::<u64>::with_capacity(bytes / 8).leak().as_mut_ptr();
     (0..bytes / 8).map(move |word| words.wrapping_add(word))

@@ -28,7 +28,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     )
 }
 
-/// A namespace of a test's own, on a link to the lab's target: nobody else's packets are in it.
+/// A namespace of a test's own, on a link to the lab's target: no other packets are in it.
 fn watched(lab: &Lab) -> Namespace {
     let namespace = Namespace::add(format!("scouter-{}-w", std::process::id()));
     let (own, target) = (namespace.name(), lab.target.name());
@@ -43,7 +43,7 @@ fn watched(lab: &Lab) -> Namespace {
     namespace
 }
 
-/// A packet that somebody in the watched namespace has sent.
+/// A packet that was sent in the watched namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Packet {
     from: IpAddr,
@@ -229,7 +229,7 @@ fn a_page_that_attacks_reaches_nothing_that_is_closed(lab: &Lab) {
         }
     }
     let log = server.log();
-    judge(&capture.end(), &log, site.port, port);
+    assert_only_proxied(&capture.end(), &log, site.port, port);
     let after = number(&server.get("/api/v1.0/status").body["total_requests"]);
     assert!((after - before - 5.0).abs() < 0.1, "the API got no request but ours: {before} {after}");
     assert!(log.lines().any(|line| is_record(line) && line.contains("127.0.0.1") && line.contains("Denied")));
@@ -245,7 +245,7 @@ fn is_record(line: &str) -> bool {
 }
 
 /// Every packet is one of the proxy's: of a connection that it has dialled, or a question for a name that it was given.
-fn judge(packets: &[Packet], log: &str, site: u16, closed: u16) {
+fn assert_only_proxied(packets: &[Packet], log: &str, site: u16, closed: u16) {
     let records: Vec<String> = log.lines().filter(|line| is_record(line)).map(str::to_lowercase).collect();
     let (inside, outside): (Vec<&Packet>, Vec<&Packet>) = packets.iter().partition(|packet| packet.to.is_loopback());
     let (mut connections, mut others) = (BTreeMap::<_, BTreeSet<u16>>::new(), vec![]);

@@ -1,4 +1,4 @@
-//! Browsers that die, and servers that do (threat 54): the test says so, and nothing is left running.
+//! Browsers and servers that crash (threat 54): the test reports it, and no process is left.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +24,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         what_outlives_a_killed_supervisor_is_ended_and_removed,
         what_killed_servers_have_left_the_next_one_removes,
         four_at_once_and_no_more_than_there_are_ports,
-        browsers_that_nobody_uses_are_stopped,
+        idle_browsers_are_stopped,
         a_host_without_a_browser_says_what_is_missing,
         without_root_chrome_keeps_its_sandbox,
         what_this_host_cannot_reach_is_not_the_targets_failure,
@@ -194,7 +194,7 @@ setsid sh -c 'while :; do mkdir -p "$TMPDIR/a/b"; echo x >"$TMPDIR/a/b/$(date +%
 sleep 1000
 "#;
 
-/// A server that starts it, the folder that it lives in, and its supervisor.
+/// A server that starts it, its folder, and its supervisor.
 fn with_writer(lab: &Lab, name: &str) -> (Server, PathBuf, String) {
     let programs = lab.path(&format!("{name}/programs"));
     let temporary = lab.path(&format!("{name}/temporary"));
@@ -230,7 +230,7 @@ fn kill(signal: &str, pid: &str) {
 fn what_outlives_a_killed_supervisor_is_ended_and_removed(lab: &Lab) {
     let (server, folder, supervisor) = with_writer(lab, "outlives");
     kill("-9", &supervisor);
-    until("nobody lives there any more", || living_in(&folder) == 0);
+    until("no process uses the folder", || living_in(&folder) == 0);
     until("the folder is gone", || !folder.exists());
     drop(server);
 }
@@ -247,7 +247,7 @@ fn what_killed_servers_have_left_the_next_one_removes(lab: &Lab) {
     std::fs::File::open(&folder).expect("opened").set_modified(long_ago).expect("set");
     let temporary = folder.parent().expect("a folder").to_str().expect("UTF-8");
     let next = server(lab, &[("TMPDIR", temporary)]);
-    until("nobody lives there any more", || living_in(&folder) == 0);
+    until("no process uses the folder", || living_in(&folder) == 0);
     until("the folder is gone", || !folder.exists());
     drop(next);
 }
@@ -277,7 +277,7 @@ fn four_at_once_and_no_more_than_there_are_ports(lab: &Lab) {
     assert_eq!(most, 2, "two ports, two browsers");
 }
 
-fn browsers_that_nobody_uses_are_stopped(lab: &Lab) {
+fn idle_browsers_are_stopped(lab: &Lab) {
     let server = server(lab, &[("SCOUTER_BROWSER_IDLE", "1")]);
     for driver in DRIVERS {
         load(&server, json!({"url": "http://www.lab.test/page/index.html", "driver": driver}));

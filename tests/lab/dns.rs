@@ -365,7 +365,7 @@ fn with_lab_address(question: &[u8], host: u8) -> Vec<Vec<u8>> {
     vec![reply]
 }
 
-/// A server of ours with this resolv.conf.
+/// A Scouter server with this resolv.conf.
 fn resolving(lab: &Lab, name: &str, resolv_conf: &str) -> Server {
     let path = lab.path(name);
     std::fs::write(&path, resolv_conf).expect("written");
@@ -376,7 +376,7 @@ fn a_lost_question_is_asked_again_as_often_as_configured(lab: &Lab) {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let mut seen = HashSet::new();
-    // Silent when it hears a name and a type for the first time.
+    // Silent at the first question for a name and type.
     name_server(lab, "10.77.0.20:53", move |question| {
         count.fetch_add(1, Ordering::Relaxed);
         if seen.insert(question[12..].to_vec()) { vec![] } else { with_lab_address(question, 2) }
@@ -467,7 +467,7 @@ fn a_link_local_name_server_is_asked_on_its_interface(lab: &Lab) {
     let address = shown.split_whitespace().nth(3).and_then(|net| net.split('/').next()).expect("an address");
     let scope = lab.target.inside(|| nix::net::if_::if_nametoindex("veth0").expect("an index"));
     let bound = SocketAddrV6::new(address.parse().expect("an address"), 53, 0, scope);
-    // Nobody may have it before it is known that no neighbour has it (RFC 4862, section 5.4).
+    // The address is unusable until duplicate address detection has ended (RFC 4862, section 5.4).
     until("the address can be used", || lab.target.inside(|| UdpSocket::bind(bound).is_ok()));
     name_server(lab, bound, |question| with_lab_address(question, 4));
     let server = resolving(lab, "link-local.conf", &format!("nameserver {address}%veth0\n"));
@@ -476,7 +476,7 @@ fn a_link_local_name_server_is_asked_on_its_interface(lab: &Lab) {
     assert_eq!(lookup(&server, json!({"qname": "x.example"}))["answer"][0]["rdata"], "10.77.0.4");
     let trace = server.test("dns_traceroute", &json!({"qname": "x.example"}));
     assert_eq!((&trace["failed"], &trace["result"]["rcode"]), (&json!(false), &json!("ok")), "{trace}");
-    // Nobody speaks QUIC there: it is asked all the same.
+    // There is no QUIC server: it is asked all the same.
     let quic = SocketAddrV6::new(*bound.ip(), 853, 0, scope);
     let quic = lab.target.inside(|| UdpSocket::bind(quic).expect("bound"));
     quic.set_read_timeout(Some(Duration::from_secs(10))).expect("set");

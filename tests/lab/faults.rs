@@ -1,5 +1,5 @@
-//! Web servers that misbehave (threats 38–41), and names that make no sense (58): each failure has its curl code and its reason, in time, and the server's
-//! memory does not notice.
+//! Web servers that misbehave (threats 38–41), and invalid names (58): each failure has its curl code and its reason,
+//! in time, and the server's memory does not notice.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -23,7 +23,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         header_injection_is_one_request_on_the_wire,
         http_2_that_misbehaves_ends_in_time,
         http_3_is_read_to_its_end_or_a_limit,
-        a_server_that_floods_ends_at_a_limit_and_disturbs_nobody,
+        a_flooding_server_ends_at_a_limit_and_disturbs_no_other_test,
         odd_names_are_errors_and_no_more,
     )
 }
@@ -283,7 +283,7 @@ fn http_2_that_misbehaves_ends_in_time(lab: &Lab) {
     until("connections are gone", || server.weight().1 <= descriptors);
 }
 
-/// Interim responses and empty frames are passed over, and floods of them end.
+/// Interim responses and empty frames are ignored, and floods of them end.
 fn http_3_is_read_to_its_end_or_a_limit(lab: &Lab) {
     let (cert, key) = (lab.path("good.pem"), lab.path("good.key"));
     let files = [&cert, &key].map(|file| file.to_str().expect("UTF-8"));
@@ -313,7 +313,7 @@ fn http_3_is_read_to_its_end_or_a_limit(lab: &Lab) {
 
 /// Threat 40, and 41: what costs the server next to nothing to send is limited, and until the limit is reached neither
 /// the API nor the measurements of others wait for it.
-fn a_server_that_floods_ends_at_a_limit_and_disturbs_nobody(lab: &Lab) {
+fn a_flooding_server_ends_at_a_limit_and_disturbs_no_other_test(lab: &Lab) {
     let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let flood = |first: &'static [u8], again: &str| {
         let again: &'static [u8] = again.repeat(10_000).leak().as_bytes();

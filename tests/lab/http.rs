@@ -16,7 +16,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         times_agree_with_curl,
         methods_headers_and_bodies,
         redirects_are_followed_as_curl_follows_them,
-        certificates_are_judged_and_shown,
+        certificates_are_verified_and_shown,
         odd_certificates_are_shown_and_do_no_harm,
         bodies_are_counted_decoded_and_kept,
         the_address_can_be_given,
@@ -31,7 +31,7 @@ pub fn request(server: &Server, options: Value) -> Value {
     test["result"].clone()
 }
 
-/// An engine runs on the stack of the guest that called it: it has its own room there.
+/// An engine runs on the stack of the guest that called it: it has its own share of it.
 fn an_exchange_works_wherever_a_guests_stack_ends(lab: &Lab) {
     let folder = crate::support::hostile();
     let server = lab.server(&[("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8"))]);
@@ -280,7 +280,7 @@ fn odd_certificates_are_shown_and_do_no_harm(lab: &Lab) {
     assert!(nul["tls"]["chain"][0]["subject"].as_str().is_some_and(|text| text != "CN=www.lab.test"), "{nul}");
 }
 
-fn certificates_are_judged_and_shown(lab: &Lab) {
+fn certificates_are_verified_and_shown(lab: &Lab) {
     let server = lab.server(&[]);
     let good = request(&server, json!({"url": "https://www.lab.test/"}));
     let tls = &good["tls"];

@@ -6,13 +6,13 @@ mod dns;
 mod dns_path;
 mod faults;
 mod http;
-mod liars;
 mod modes;
 pub mod pages;
 mod path;
 mod ping;
 mod policy;
 mod slow;
+mod spoofing;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -35,7 +35,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(dns_path::trials(lab));
     all.extend(slow::trials(lab));
     all.extend(modes::trials(lab));
-    all.extend(liars::trials(lab));
+    all.extend(spoofing::trials(lab));
     all.extend(faults::trials(lab));
     all.extend(policy::trials(lab));
     all.extend(pages::trials(lab));

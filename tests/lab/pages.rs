@@ -71,7 +71,7 @@ fn a_page_with_one_of_everything_over_both_versions_of_http(lab: &Lab) {
             );
             assert_eq!(of("reason"), json!(if version == "h2" { "" } else { "OK" }), "{parent}");
             assert_eq!(of("headers")["content-type"], json!("text/html"), "{parent}");
-            // nginx tells in a header which of its addresses a request came to.
+            // nginx reports in a header which of its addresses a request came to.
             for exchange in result["child"].as_array().expect("children").iter().chain([parent]) {
                 let reached = exchange["headers"]["x-server-address"].as_str().expect("an address");
                 assert_eq!(exchange["remote_ip"], json!(reached), "{exchange}");
@@ -169,7 +169,7 @@ fn every_failure_has_its_code(lab: &Lab) {
             let start = format!("Provided webpage of '{url}' failed to load due to the following reason: ");
             assert!(message.starts_with(&start) && message.contains(words), "{driver} {url}: {message}");
         }
-        // Firefox does not tell an end without an answer from a reset.
+        // Firefox does not distinguish an end without an answer from a reset.
         let (status, _, test) = parent(site.url("/empty"), 10_000);
         assert_eq!(status, json!(if driver == "chrome" { 52 } else { 56 }), "{test}");
         let (status, message, test) = parent(site.url("/short"), 10_000);
@@ -281,7 +281,7 @@ fn pages_that_get_in_the_way_are_loaded(lab: &Lab) {
         "/throws" => Reply::Html("<script>throw new Error('from the page')</script>".into()),
         _ => Reply::Html("<p>here".into()),
     });
-    // In the folders that the browsers live in.
+    // In the folders of the browsers.
     let files = || -> Vec<String> {
         let homes: Vec<String> = tree(&server).into_iter().filter_map(|(_, line)| home_of(&line)).collect();
         assert!(!homes.is_empty(), "browsers are running");
@@ -318,7 +318,7 @@ fn pages_that_get_in_the_way_are_loaded(lab: &Lab) {
     assert_eq!(files(), Vec::<String>::new(), "nothing is downloaded");
 }
 
-/// The folder that a supervisor looks after, by its command line.
+/// The folder of a supervisor, from its command line.
 fn home_of(line: &str) -> Option<String> {
     let (_, rest) = line.split_once(" supervise ")?;
     rest.split_whitespace().next().map(Into::into)

@@ -19,7 +19,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         hop_by_hop_as_traceroute_and_mtr_see_them,
         a_path_ends_where_a_router_says_so,
         a_black_hole_costs_one_timeout,
-        open_closed_and_filtered_ports_are_told_apart,
+        open_closed_and_filtered_ports_are_distinguished,
         nothing_stays_half_open,
         what_is_too_large_for_a_link_says_how_large_it_may_be,
         one_flow_takes_one_path_and_several_take_several,
@@ -221,7 +221,7 @@ fn a_black_hole_costs_one_timeout(lab: &Lab) {
     }
 }
 
-fn open_closed_and_filtered_ports_are_told_apart(lab: &Lab) {
+fn open_closed_and_filtered_ports_are_distinguished(lab: &Lab) {
     let server = lab.server(&[]);
     for (dst, expected) in TARGETS {
         for (port, answer) in [(80, "SYN-ACK"), (82, "RST")] {
@@ -253,7 +253,7 @@ fn nothing_stays_half_open(lab: &Lab) {
             };
             let before = open();
             server.test("traceroute", &json!({"dst": dst, "proto": "TCP", "timeout_ms": 200, "probes": 5}));
-            // A half-open connection would live for a minute and more.
+            // A half-open connection would remain for a minute and more.
             assert_eq!(open(), before);
         }
     }

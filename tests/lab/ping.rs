@@ -23,7 +23,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         a_thousand_at_once_lose_and_mix_nothing,
         errors_say_who_and_why,
         what_this_host_cannot_send_is_not_the_targets_loss,
-        duplicates_late_and_forged_replies_are_told_apart,
+        duplicate_late_and_forged_replies_are_distinguished,
         a_forger_who_floods_identifiers_is_not_believed,
         without_raw_sockets_datagram_ones_do_the_same,
         cap_net_raw_is_all_that_raw_mode_needs,
@@ -267,7 +267,7 @@ fn non_conforming_responder(namespace: &Namespace, stop: &Arc<AtomicBool>) -> st
     })
 }
 
-fn duplicates_late_and_forged_replies_are_told_apart(lab: &Lab) {
+fn duplicate_late_and_forged_replies_are_distinguished(lab: &Lab) {
     let wrong = Namespace::add(format!("scouter-{}-w", std::process::id()));
     lab.connect(&wrong, "10.78.0");
     wrong.sh("sysctl -qw net.ipv4.icmp_echo_ignore_all=1");

@@ -20,13 +20,13 @@ use super::chain::Chain;
 use super::server::{Server, clean};
 use super::{root, scouter, until};
 
-/// One network namespace; anybody with its name can go inside.
+/// One network namespace, entered by its name.
 #[derive(Clone, Debug)]
 pub struct Namespace(String);
 
 impl Namespace {
     pub fn add(name: String) -> Self {
-        // A namespace begins with what the machine has, and whoever runs containers has made it forward.
+        // A namespace inherits settings of the machine, where container runtimes turn forwarding on.
         sh(&format!(
             "ip netns add {name} && ip -n {name} link set lo up
              ip netns exec {name} sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"
@@ -282,7 +282,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // Whoever has a process in a namespace: the servers, and workers that they left.
+        // All processes in the namespaces: the servers, and workers that they left.
         let all = || [&self.probe, &self.target].into_iter().chain(&self.chain.nodes).map(Namespace::name);
         for namespace in all() {
             sh(&format!(

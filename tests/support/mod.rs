@@ -1,4 +1,4 @@
-//! What the tests stand on: a server of their own, a client, a network.
+//! Support of the tests: a server, a client, a network.
 
 pub mod chain;
 pub mod delay;
@@ -48,8 +48,8 @@ pub fn plugins() -> PathBuf {
     folder
 }
 
-/// What ends at once, or at a deadline of a second or two, has ended after this time however busy the machine is. Speed
-/// is measured in `bench/`; a test only tells an end from a hang.
+/// What ends immediately, or at a deadline of a second or two, has ended after this time however busy the machine is.
+/// Speed is measured in `bench/`; a test only distinguishes an end from a hang.
 pub const SOON: std::time::Duration = std::time::Duration::from_secs(12);
 
 /// Waits until something is so, looking often; fails after a minute: a browser takes long to start on a busy machine.

@@ -90,8 +90,8 @@ impl Server {
         let mut address = None;
         for line in lines.by_ref().map_while(Result::ok) {
             // As text, or as JSON.
-            let told = line.split_once("address=").or_else(|| line.split_once("\"address\":\""));
-            if let Some((_, rest)) = told.filter(|_| line.contains("listening")) {
+            let reported = line.split_once("address=").or_else(|| line.split_once("\"address\":\""));
+            if let Some((_, rest)) = reported.filter(|_| line.contains("listening")) {
                 address = rest.split([' ', '"']).next().and_then(|text| text.parse().ok());
             }
             log.lock().unwrap().push_str(&(line + "\n"));
@@ -124,7 +124,7 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    /// A request by whoever has the secret.
+    /// A request with the secret.
     pub fn request(&self, method: &str, path: &str, body: Option<&str>) -> Answer {
         self.raw(
             method,
@@ -190,7 +190,7 @@ impl Server {
         self.child.wait().expect("waited").code()
     }
 
-    /// The most kilobytes that were in memory at once.
+    /// The peak of resident memory, in kilobytes.
     pub fn peak(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");

@@ -1,4 +1,4 @@
-//! What every request leaves behind: a line of log, a count, and an id by which client and operator can talk about it.
+//! The log line, the counters and the id of every request; clients and operators identify a request by its id.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

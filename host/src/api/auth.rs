@@ -1,4 +1,4 @@
-//! Who may use the API: whoever has one of the secrets.
+//! Authentication of API clients by a shared secret.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,7 +20,7 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::{Api, ApiError};
 
-/// Wrong secrets that one address may try at once, and how many each second it may try after that.
+/// Wrong secrets of one address: burst, and rate per second after it.
 const GUESSES: NonZeroU32 = NonZeroU32::new(100).unwrap();
 const GUESSES_PER_SECOND: NonZeroU32 = NonZeroU32::new(2).unwrap();
 /// How long a network is known for a right secret.
@@ -108,8 +108,8 @@ impl Auth {
         })
     }
 
-    /// Refuses a network that has used up its wrong secrets, before anything is compared: otherwise whoever guesses would
-    /// learn the right secret at any rate.
+    /// Refuses a network that has used up its wrong secrets, before anything is compared: otherwise a
+    /// guesser would learn the right secret at any rate.
     fn check_blocked(&self, from: Option<IpAddr>, now: Instant) -> Result<(), ApiError> {
         let Some(from) = from.map(network_of) else { return Ok(()) };
         let mut blocked = self.blocked.lock();
@@ -154,7 +154,7 @@ fn too_many_guesses(wait: Duration) -> ApiError {
     ApiError::TooManyGuesses { retry_after_s: wait.as_secs() + 1 }
 }
 
-/// Whoever has one IPv6 address has its whole /64.
+/// An IPv6 client has a whole /64.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),

@@ -22,7 +22,7 @@ use crate::receipts::{Event, Reader, Unread};
 
 /// Interval of comment lines: proxies close silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Small partial results that are read at once, on the thread that answers.
+/// Partial results up to this size are parsed on the thread that answers.
 const QUICK: usize = 8;
 /// Pause between two batches of events: a plugin may report faster than any client reads.
 const PAUSE: Duration = Duration::from_millis(50);

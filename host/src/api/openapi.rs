@@ -35,7 +35,7 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
     Unavailable,
 ))]
 async fn docs() -> impl IntoResponse {
-    // The page runs what it brings along, and talks to this server only.
+    // The page runs its own scripts only, and connects to this server only.
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
     ([(header::CONTENT_SECURITY_POLICY, policy)], Extension(SharedBody::of(0)), Html(include_str!("docs.html")))
 }

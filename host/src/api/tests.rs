@@ -27,10 +27,10 @@ use crate::receipts::Reader;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A body that has not been checked after this is answered 503.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
-/// A check that is made at once takes less than a millisecond: bytes of the body, and steps.
+/// A check on the thread that answers takes less than a millisecond: bytes of the body, and steps.
 const SMALL_BODY: usize = 8 << 10;
 const QUICK_STEPS: usize = 100_000;
-/// Bodies checked at once.
+/// Bodies checked concurrently.
 const CHECKS: usize = 2;
 /// Bytes of all bodies in memory; at least one of the largest that is allowed.
 const BODIES_BYTES: usize = 64 << 20;
@@ -106,8 +106,8 @@ struct Received {
 /// Not tower-http's limits: their errors are plain text, and the contract's are JSON; its time is one between frames, so
 /// that a client may take as long as it likes.
 async fn read(costs: &Costs, max: usize, body: Body) -> Result<Received, ApiError> {
-    // All of it at once, and without waiting: bodies that each hold a part and wait for the rest would wait for each
-    // other.
+    // All permits of the body in one step, without waiting: bodies that each hold a part and wait for the rest would
+    // wait for each other.
     let most =
         body.size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok()).map_or(max, |bytes| bytes.min(max));
     let permits = u32::try_from(most).unwrap_or(u32::MAX);
@@ -119,7 +119,7 @@ async fn read(costs: &Costs, max: usize, body: Body) -> Result<Received, ApiErro
             let frame = match frame {
                 Ok(frame) => frame,
                 Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::BodyTooLarge { max }),
-                // The connection is gone: nobody reads what is answered.
+                // The connection is gone: the answer is not read.
                 Err(_) => return Err(PayloadError::NotAnObject.into()),
             };
             if let Ok(data) = frame.into_data() {
@@ -235,7 +235,7 @@ async fn results(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Resu
     Ok(body::receipt(reader))
 }
 
-/// Cancel tests and forget the receipt
+/// Cancel tests and delete the receipt
 #[utoipa::path(delete, path = "/tests", operation_id = "forget",
     params(("receipt" = String, Query, description = "Of the tests.", pattern = "^[0-9a-f]{32}$")),
     responses(
@@ -317,7 +317,7 @@ mod bodies {
         for check in slow {
             assert!(matches!(check.await, Err(ApiError::Busy)));
         }
-        // Nobody waits for these checks any more, and they still take a processor each.
+        // No client waits for these checks any more, and they still take a processor each.
         assert_eq!(costs.checks.available_permits(), 0);
         drop(end);
         assert!(check(false).await.is_ok());

@@ -189,7 +189,7 @@ fn log(engine: &Engine, default: LevelFilter) {
     }
 }
 
-/// Engines and plugins, for so many runs at once.
+/// Engines and plugins, for so many concurrent runs.
 fn load(runtimes: &Runtimes, engine: &Engine, runs: usize) -> anyhow::Result<(Arc<Services>, Arc<Plugins>)> {
     runtimes.io.block_on(async {
         let system = Arc::new(System::of_this_host());

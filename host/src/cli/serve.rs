@@ -97,7 +97,7 @@ fn raise_open_files() {
 }
 
 async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve) -> anyhow::Result<()> {
-    // Before the first request is accepted: the default action of a signal would end the process at once.
+    // Before the first request is accepted: the default action of a signal would end the process immediately.
     let mut stop = Stop::listen().context("signals")?;
     let mut hangup = signal(SignalKind::hangup()).context("signals")?;
     let listening = Listening::bind(&settings.addresses())?;

@@ -83,7 +83,7 @@ const TIME_LINE: usize = 40;
 /// Longer texts in front of a time line are cut in the middle.
 const BESIDE: usize = 60;
 
-/// What has a start and a length, wherever in the result it stands: one time line for all of it (a waterfall).
+/// Everything in the result that has a start and a length, on one time line (a waterfall).
 fn time_line(result: &Map<String, Value>) -> Vec<String> {
     let rows = result.values().flat_map(|value| match value {
         Value::Array(rows) => rows.iter().filter_map(Value::as_object).collect(),

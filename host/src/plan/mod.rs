@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::plan::payload::{Options, Payload};
-use crate::sandbox::schema::refusal;
+use crate::sandbox::schema::value_error;
 use crate::sandbox::{Plugin, Plugins};
 
 /// Bytes of one waiting test besides what the caller wrote.
@@ -92,7 +92,7 @@ fn take_id(options: &mut Options) -> (Value, Option<String>) {
         (Some(id @ Value::Number(_)), None) => (id, None),
         (Some(other), None) => {
             let expected = format!("text of at most {ID_CHARS} characters, or a number");
-            (random_id(), Some(refusal("id", &other, &expected)))
+            (random_id(), Some(value_error("id", &other, &expected)))
         }
         (None, None) => (random_id(), None),
     }

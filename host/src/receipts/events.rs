@@ -21,7 +21,7 @@ pub struct Event {
     pub data: Vec<Bytes>,
 }
 
-/// What a watcher is told.
+/// An event for watchers.
 #[derive(Debug)]
 pub struct Since {
     /// In order.
@@ -153,8 +153,8 @@ impl Receipt {
         if last > self.happened.load(Ordering::Relaxed) + end { 0 } else { last }
     }
 
-    /// Partial results after this number that nobody has read. Whoever wants them in [`Self::since`] reads them, wherever there
-    /// is time for that, and gives them to [`Self::put`].
+    /// Partial results after this number that are not parsed yet. A caller that wants them in [`Self::since`] parses
+    /// them, on a thread that may take the time, and gives them to [`Self::put`].
     #[must_use]
     pub fn unread(&self, number: u64) -> Vec<Unread> {
         let updates = self.updates.lock();

@@ -1,6 +1,6 @@
 //! What callers keep: open, record, watch, get, expire, with a budget in number and in bytes.
 //!
-//! Running receipts live in a map of their own and are never evicted (the queue bounds them). Finished ones live in a
+//! Running receipts are in a map of their own and are never evicted (the queue bounds them). Finished ones are in a
 //! moka cache; the oldest go first when there are too many or they hold too many bytes.
 
 mod events;
@@ -23,10 +23,10 @@ use crate::plan::Plan;
 use events::Update;
 pub use events::{Event, Read, Since, Unread};
 pub use readers::Reader;
-use readers::{Gone, Readers};
+use readers::{Readers, RemovedBytes};
 
-/// Bytes of receipts that are gone and still being read, beyond which no new ones are made.
-const GONE_BYTES: u64 = 64 << 20;
+/// Bytes of receipts that were removed and still being read, beyond which no new ones are made.
+const REMOVED_BYTES: u64 = 64 << 20;
 
 /// 128 random bits as 32 lower-case hexadecimal digits.
 pub type ReceiptId = String;
@@ -49,7 +49,7 @@ pub struct Receipts {
     running: Mutex<HashMap<ReceiptId, Arc<Receipt>>>,
     finished: moka::sync::Cache<ReceiptId, Arc<Receipt>>,
     finished_weight: Arc<AtomicU64>,
-    gone: Gone,
+    removed: RemovedBytes,
 }
 
 /// One payload's results as they come.
@@ -85,8 +85,8 @@ impl Receipts {
         let finished_weight = Arc::new(AtomicU64::new(0));
         let evicted = Arc::clone(&finished_weight);
         let share = budget.share();
-        let gone = Gone::default();
-        let left = gone.clone();
+        let removed = RemovedBytes::default();
+        let left = removed.clone();
         let finished = moka::sync::Cache::builder()
             .eviction_policy(EvictionPolicy::lru())
             .max_capacity(budget.total_bytes)
@@ -97,10 +97,10 @@ impl Receipts {
                 receipt.leave(&left);
             })
             .build();
-        Self { budget, running: Mutex::default(), finished, finished_weight, gone }
+        Self { budget, running: Mutex::default(), finished, finished_weight, removed }
     }
 
-    /// A new receipt for this plan. One without tests is finished at once.
+    /// A new receipt for this plan. One without tests is finished immediately.
     #[must_use]
     pub fn open(&self, plan: &Plan) -> Arc<Receipt> {
         let receipt = Arc::new(Receipt {
@@ -134,7 +134,7 @@ impl Receipts {
         json: Box<RawValue>,
         too_large: impl FnOnce(usize) -> Box<RawValue>,
     ) {
-        // All of it in one step: two tests that end at once must not set the count back, and `done` is the event after
+        // All of it in one step: two tests that end together must not set the count back, and `done` is the event after
         // both.
         let mut results = receipt.results.lock();
         let held = receipt.bytes.load(Ordering::Relaxed);
@@ -186,7 +186,7 @@ impl Receipts {
         let running = self.running.lock().remove(id);
         match &running {
             Some(receipt) => {
-                receipt.leave(&self.gone);
+                receipt.leave(&self.removed);
                 receipt.cancel.cancel();
             }
             None => drop(self.finished.remove(id)),
@@ -206,18 +206,18 @@ impl Receipts {
         self.running.lock().retain(|_, receipt| {
             let alive = receipt.made.elapsed() < self.budget.lifetime;
             if !alive {
-                receipt.leave(&self.gone);
+                receipt.leave(&self.removed);
                 receipt.cancel.cancel();
             }
             alive
         });
     }
 
-    /// Do responses hold so many results of receipts that are gone that no new ones should be made? Each budget counts
+    /// Do responses hold so many results of removed receipts that no new ones should be made? Each budget counts
     /// what is kept, and those are kept by their readers alone.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.gone.bytes() > GONE_BYTES
+        self.removed.bytes() > REMOVED_BYTES
     }
 
     /// Receipts kept: running, finished; and the bytes of the finished ones.
@@ -275,8 +275,8 @@ impl Receipt {
         u32::try_from(self.held()).unwrap_or(u32::MAX).max(share)
     }
 
-    fn leave(&self, gone: &Gone) {
-        self.readers.leave(gone, self.held() as u64);
+    fn leave(&self, removed: &RemovedBytes) {
+        self.readers.leave(removed, self.held() as u64);
     }
 
     /// Waits until every test is finished, or the time is up.
@@ -443,7 +443,7 @@ mod tests {
         let readers = [(); 2].map(|()| Reader::new(Arc::clone(&first)));
         let other = Reader::new(Arc::clone(&second));
         assert!(receipts.delete(&first.id));
-        assert!(!receipts.is_full() && receipts.gone.bytes() > 39 << 20, "{}", receipts.gone.bytes());
+        assert!(!receipts.is_full() && receipts.removed.bytes() > 39 << 20, "{}", receipts.removed.bytes());
         assert!(receipts.delete(&second.id));
         assert!(receipts.is_full());
         let [one, another] = readers;
@@ -452,13 +452,13 @@ mod tests {
         drop(another);
         assert!(!receipts.is_full());
         drop(other);
-        assert_eq!(receipts.gone.bytes(), 0);
-        // One that runs, and one that nobody reads.
+        assert_eq!(receipts.removed.bytes(), 0);
+        // One that runs, and one without readers.
         let running = receipts.open(&plan(&[("a", 1)]));
         let reader = Reader::new(Arc::clone(&running));
-        assert!(receipts.delete(&running.id) && receipts.gone.bytes() > 0);
+        assert!(receipts.delete(&running.id) && receipts.removed.bytes() > 0);
         drop(reader);
         assert!(receipts.delete(&finished().id));
-        assert_eq!(receipts.gone.bytes(), 0);
+        assert_eq!(receipts.removed.bytes(), 0);
     }
 }

@@ -8,11 +8,11 @@ use parking_lot::Mutex;
 
 use super::Receipt;
 
-/// Bytes of receipts that are gone and still being read.
+/// Bytes of receipts that were removed and still being read.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Gone(Arc<AtomicU64>);
+pub(super) struct RemovedBytes(Arc<AtomicU64>);
 
-impl Gone {
+impl RemovedBytes {
     pub fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -25,30 +25,30 @@ pub(super) struct Readers(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     readers: usize,
-    /// It is gone: where its bytes are counted, and how many.
-    gone: Option<(Gone, u64)>,
+    /// It was removed: where its bytes are counted, and how many.
+    removed: Option<(RemovedBytes, u64)>,
     is_counted: bool,
 }
 
 impl Readers {
     /// The receipt leaves the store.
-    pub fn leave(&self, gone: &Gone, bytes: u64) {
+    pub fn leave(&self, removed: &RemovedBytes, bytes: u64) {
         let mut state = self.0.lock();
-        if state.gone.is_none() {
-            state.gone = Some((gone.clone(), bytes));
+        if state.removed.is_none() {
+            state.removed = Some((removed.clone(), bytes));
             state.count();
         }
     }
 }
 
 impl State {
-    /// Counts the bytes of a receipt that is gone and has readers: a reader may come late, who got the receipt before.
+    /// Counts the bytes of a removed receipt that has readers: a reader may come late, who got the receipt before.
     fn count(&mut self) {
-        if let Some((gone, bytes)) = &self.gone
+        if let Some((removed, bytes)) = &self.removed
             && self.readers > 0
             && !self.is_counted
         {
-            gone.0.fetch_add(*bytes, Ordering::Relaxed);
+            removed.0.fetch_add(*bytes, Ordering::Relaxed);
             self.is_counted = true;
         }
     }
@@ -75,7 +75,7 @@ impl Reader {
     /// Was the receipt deleted, or has it expired, before its tests were finished?
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
-        self.0.cancel.is_cancelled() && self.0.readers.0.lock().gone.is_some()
+        self.0.cancel.is_cancelled() && self.0.readers.0.lock().removed.is_some()
     }
 }
 
@@ -85,9 +85,9 @@ impl Drop for Reader {
         state.readers -= 1;
         if state.readers == 0
             && std::mem::take(&mut state.is_counted)
-            && let Some((gone, bytes)) = &state.gone
+            && let Some((removed, bytes)) = &state.removed
         {
-            gone.0.fetch_sub(*bytes, Ordering::Relaxed);
+            removed.0.fetch_sub(*bytes, Ordering::Relaxed);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Loading machine code is running it, and wasmtime checks it only lightly (of 400 single-bit flips 389
 //! loaded, 2 brought the process down). So an entry is an HMAC-SHA256 under a key of this cache folder, followed by the
 //! code; it is read once, verified, and those very bytes are used. Anything else is compiled again. The key is worth what
-//! the folder is: it is used only where nobody else could have written it.
+//! the folder is: it is used only where no other user could have written it.
 
 use std::fs::{File, Metadata};
 use std::hash::{Hash, Hasher};
@@ -142,7 +142,7 @@ fn read_key(path: &Path) -> anyhow::Result<[u8; 32]> {
     <[u8; 32]>::try_from(key).map_err(|_| anyhow::anyhow!("it is not of 32 bytes"))
 }
 
-/// Nobody but this user and root could have written it.
+/// Only this user and root could have written it.
 fn ensure_trusted(meta: &Metadata) -> anyhow::Result<()> {
     let user = rustix::process::geteuid().as_raw();
     ensure!(meta.uid() == user || meta.uid() == 0, "it belongs to user {}, not to {user} or root", meta.uid());

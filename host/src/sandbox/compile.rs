@@ -30,7 +30,7 @@ pub fn compile_in_child(wasm: &[u8]) -> anyhow::Result<Vec<u8>> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (mut code, mut complaint) = (Vec::new(), String::new());
     let timed_out = std::thread::scope(|scope| {
-        // Both ways at once: a pipe holds 64 KiB, and whoever waits for the other would wait for ever.
+        // Both directions concurrently: a pipe holds 64 KiB, and two processes that wait for each other never end.
         scope.spawn(|| stdin.map(|mut pipe| pipe.write_all(wasm)));
         scope.spawn(|| stdout.map(|pipe| pipe.take(CODE_BYTES).read_to_end(&mut code)));
         scope.spawn(|| stderr.map(|pipe| pipe.take(4096).read_to_string(&mut complaint)));

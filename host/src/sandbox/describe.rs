@@ -1,5 +1,5 @@
-//! What a plugin says about itself. It is asked at the start, before anybody has asked for a test: it computes within the
-//! limits of a run, on the guests' threads, and reaches nothing.
+//! A plugin's description of itself. `describe` is called at the start, before any test: it computes within the limits
+//! of a run, on the guests' threads, and without network.
 
 use std::sync::Arc;
 

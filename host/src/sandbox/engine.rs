@@ -12,7 +12,8 @@ use super::budget;
 pub const WASM_STACK: usize = 512 << 10;
 const FIBER_STACK: usize = WASM_STACK + (2 << 20);
 
-/// Runs at once for which a pool is mapped: it reserves 17 GiB of addresses for each, of the 128 TiB that a process usually has.
+/// Concurrent runs for which a pool is mapped: it reserves 17 GiB of addresses for each, of the 128 TiB that a process
+/// usually has.
 const POOLED: u32 = 2000;
 /// Bytes of a run's memory that are cleared rather than given back to the system, when few runs are pooled; and of all
 /// memories together.
@@ -45,7 +46,7 @@ fn config() -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// For so many runs at once.
+/// For so many concurrent runs.
 ///
 /// # Errors
 /// When this machine cannot run compiled wasm.
@@ -75,9 +76,9 @@ pub fn new(runs: usize) -> anyhow::Result<Engine> {
     Ok(engine)
 }
 
-/// Memories, tables and stacks of `runs` at once, mapped when the server starts. To map and unmap them for each run costs
-/// more than half of a short test: every unmapping interrupts the other processors (`bench sandbox`). Wasmtime clears
-/// what a run has touched before the next one gets it.
+/// Memories, tables and stacks of `runs` concurrent runs, mapped when the server starts. To map and unmap them for each
+/// run costs more than half of a short test: every unmapping interrupts the other processors (`bench sandbox`).
+/// Wasmtime clears what a run has touched before the next one gets it.
 fn pool(runs: u32) -> PoolingAllocationConfig {
     let (instances, memories, tables) = (budget::INSTANCES, budget::MEMORIES, budget::TABLES);
     let mut pool = PoolingAllocationConfig::new();

@@ -39,11 +39,11 @@ impl Guest {
 }
 
 /// The state of a store: a guest, and what it may reach besides.
-pub trait Holds: Send + 'static {
+pub trait HasGuest: Send + 'static {
     fn guest(&mut self) -> &mut Guest;
 }
 
-impl Holds for Guest {
+impl HasGuest for Guest {
     fn guest(&mut self) -> &mut Guest {
         self
     }
@@ -56,7 +56,7 @@ impl WasiView for Guest {
 }
 
 /// A store within the limits of [`budget`].
-pub fn store<T: Holds>(engine: &Engine, state: T) -> Store<T> {
+pub fn store<T: HasGuest>(engine: &Engine, state: T) -> Store<T> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.guest().budget);
     store.set_hostcall_fuel(budget::CALL_BYTES);

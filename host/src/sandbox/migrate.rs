@@ -31,9 +31,9 @@ impl Computes {
 
 /// What is known of a plugin's earlier runs.
 #[derive(Debug, Default)]
-pub struct Habit(AtomicU32);
+pub struct RunHistory(AtomicU32);
 
-impl Habit {
+impl RunHistory {
     /// Counts a run that begins.
     fn computes(&self) -> bool {
         let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
@@ -88,9 +88,9 @@ mod tests {
     #[test]
     fn a_run_moves_when_it_computes_and_the_next_ones_begin_there() {
         let (io, guests) = (threads("io"), threads("guest"));
-        let habit = Arc::new(Habit::default());
+        let history = Arc::new(RunHistory::default());
         let run = |computing: bool| {
-            let (habit, guests) = (Arc::clone(&habit), guests.handle().clone());
+            let (history, guests) = (Arc::clone(&history), guests.handle().clone());
             let task = io.spawn(async move {
                 let computes = Computes::default();
                 let ticks = computes.clone();
@@ -105,7 +105,7 @@ mod tests {
                     places.push(here());
                     places
                 };
-                habit.run(run, &computes, &guests).await.expect("no panic")
+                history.run(run, &computes, &guests).await.expect("no panic")
             });
             io.block_on(task).expect("no panic")
         };
@@ -116,7 +116,7 @@ mod tests {
         }
         assert_eq!(run(false), ["io", "io", "io"]);
         // One that waits when another one computes does not go on here.
-        let (waiting, guest) = (Arc::clone(&habit), guests.handle().clone());
+        let (waiting, guest) = (Arc::clone(&history), guests.handle().clone());
         let waiting = io.spawn(async move {
             let run = async {
                 tokio::time::sleep(std::time::Duration::from_millis(300)).await;

@@ -71,7 +71,7 @@ pub struct Plugin {
     pub sha256: String,
     pre: PluginPre<RunState>,
     engine: Engine,
-    habit: migrate::Habit,
+    history: migrate::RunHistory,
 }
 
 impl fmt::Debug for Plugin {
@@ -83,7 +83,7 @@ impl fmt::Debug for Plugin {
 impl Plugins {
     /// Loads every `.wasm` file of the folders, in order; the first of a name wins. A file that cannot be served is
     /// listed in [`Plugins::refused`]: one bad plugin never keeps the others from serving. Guests describe themselves on
-    /// `guests`, whose threads have no capabilities. `runs`: of all plugins, at once.
+    /// `guests`, whose threads have no capabilities. `runs`: concurrent runs of all plugins.
     ///
     /// # Errors
     /// When a folder cannot be read, or the machine cannot run wasm at all.
@@ -199,7 +199,7 @@ impl Loader<'_> {
             sha256: hex::encode(Sha256::digest(&bytes)),
             pre,
             engine: self.engine.clone(),
-            habit: migrate::Habit::default(),
+            history: migrate::RunHistory::default(),
         })
     }
 }

@@ -9,7 +9,7 @@ use super::json;
 
 type Listener = Box<dyn Fn(&Partial) + Send + Sync>;
 
-/// A partial result, as the plugin wrote it. Most are replaced before anybody reads them.
+/// A partial result, as the plugin wrote it. Most are replaced before they are read.
 #[derive(Debug, Clone)]
 pub struct Partial(Arc<str>);
 

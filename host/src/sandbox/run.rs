@@ -13,7 +13,7 @@ use wasmtime::{Store, Trap};
 
 use super::Plugin;
 use super::budget::{self, LimitHit};
-use super::guest::{self, Holds};
+use super::guest::{self, HasGuest};
 use super::imports::{EngineError, RunState, wit};
 use super::json;
 use super::progress::Progress;
@@ -158,7 +158,7 @@ impl Plugin {
             let plugin = pre.instantiate_async(&mut sandbox.store).await?;
             plugin.scouter_probe_test().call_run(&mut sandbox.store, &options).await
         });
-        let called = self.habit.run(called, &computes, &services.guests);
+        let called = self.history.run(called, &computes, &services.guests);
         let called = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(RunError::Cancelled),

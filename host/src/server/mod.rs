@@ -192,12 +192,12 @@ async fn respond(
     from: SocketAddr,
     router: Router,
     requests: Requests,
-) -> Result<http::Response<ResponseBody>, Gone> {
+) -> Result<http::Response<ResponseBody>, ConnectionClosed> {
     let version = request.version();
     let exchange = requests.begin(version);
     let reserved = requests.connection.reserved();
     if !exchange.turn().await {
-        return Err(Gone);
+        return Err(ConnectionClosed);
     }
     request.extensions_mut().insert(ConnectInfo(from));
     let mut response = if reserved && !ALWAYS.contains(&request.uri().path()) {
@@ -217,4 +217,4 @@ async fn respond(
 /// The connection is closed.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection is closed")]
-struct Gone;
+struct ConnectionClosed;

@@ -12,7 +12,7 @@ use http_body::{Frame, SizeHint};
 use super::connections::Exchange;
 use crate::api::SharedBody;
 
-/// Bytes given at once: one HTTP/2 frame of the usual size.
+/// Bytes of one chunk: one HTTP/2 frame of the usual size.
 const SLICE: usize = 16 << 10;
 
 pub struct ResponseBody {

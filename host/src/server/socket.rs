@@ -21,7 +21,7 @@ pub struct Socket {
 
 impl Socket {
     pub fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
-        // Only a closed connection makes these fail. Responses leave at once.
+        // Only a closed connection makes these fail. Responses leave without delay.
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         Self { stream, connection }

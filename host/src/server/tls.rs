@@ -47,7 +47,7 @@ impl Identity {
         Ok(())
     }
 
-    /// Follows the files: whoever renews a certificate need not tell this server.
+    /// Follows the files: a renewed certificate needs no signal.
     pub async fn follow(self: Arc<Self>) {
         let mut seen = self.stamp();
         loop {

@@ -25,7 +25,7 @@ pub enum DialError {
 /// A name none of whose addresses is open is refused.
 ///
 /// # Errors
-/// The first refusal, when nothing is left.
+/// The first denial, when no address is left.
 pub fn vet(policy: &Policy, addresses: &[IpAddr], names: Option<&Names>) -> Result<Vec<Permitted>, Denied> {
     let mut refused = None;
     let (mut v6, mut v4) = (vec![], vec![]);
@@ -79,7 +79,7 @@ pub async fn dial(addresses: &[Permitted], port: u16) -> Result<(TcpStream, Sock
         tokio::select! {
             Some((address, attempt)) = attempts.next() => match attempt {
                 Ok(stream) => {
-                    // Small writes at once: a delayed one would be measured as the target's time.
+                    // Small writes leave immediately: a delayed one would be measured as the target's time.
                     if let Err(error) = stream.set_nodelay(true) {
                         return Err(DialError::Failed { address, error });
                     }

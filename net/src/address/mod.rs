@@ -29,7 +29,7 @@ use query::{Answers, LookupFailure, NameServers};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// What of it all questions together may take: the rest is for saying which name server did not answer.
 const QUESTIONS: Duration = Duration::from_millis(4500);
-/// Names of addresses are an extra: nobody waits for them longer than this.
+/// Names of addresses are an extra: no result waits for them longer than this.
 const REVERSE_TIMEOUT: Duration = Duration::from_secs(1);
 const CONCURRENT_REVERSE_LOOKUPS: usize = 256;
 /// Addresses handed over for one name.
@@ -42,9 +42,9 @@ pub struct Resolver {
     rotation: AtomicUsize,
 }
 
-/// What a lookup has found.
+/// The result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct Resolved {
     pub addresses: Vec<IpAddr>,
     /// Under which names. None of a literal address.
     pub names: Names,
@@ -84,7 +84,7 @@ impl Resolver {
     ///
     /// # Errors
     /// See [`LookupError`].
-    pub async fn lookup(&self, name: &str, family: FamilyFilter) -> Result<Found, LookupError> {
+    pub async fn lookup(&self, name: &str, family: FamilyFilter) -> Result<Resolved, LookupError> {
         let unresolved = |reason: &str| {
             let shown: String = name.chars().take(255).collect();
             LookupError::Unresolved { name: shown.escape_debug().to_string(), reason: reason.into() }
@@ -97,7 +97,7 @@ impl Resolver {
                 FamilyFilter::V6 => address.is_ipv6(),
             };
             let wanted = if family == FamilyFilter::V4 { "an IPv4 address" } else { "an IPv6 address" };
-            let found = Found { addresses: vec![address], names: Names::default() };
+            let found = Resolved { addresses: vec![address], names: Names::default() };
             return if fits { Ok(found) } else { Err(unresolved(&format!("it is not {wanted}"))) };
         }
         let ascii = ascii_name(name).ok_or_else(|| unresolved("it is not a valid name"))?;
@@ -107,12 +107,12 @@ impl Resolver {
             Ok(Ok((looked_up, mut answers))) => {
                 answers.addresses.truncate(MAX_ADDRESSES);
                 let names = Names::new(name, &looked_up, &answers.aliases);
-                Ok(Found { addresses: in_order(answers.addresses), names })
+                Ok(Resolved { addresses: in_order(answers.addresses), names })
             }
         }
     }
 
-    /// The names of addresses, all asked for at once: from the hosts file, else from the name servers in turn, within
+    /// The names of addresses, looked up concurrently: from the hosts file, else from the name servers in turn, within
     /// a second in all.
     pub async fn reverse(&self, addresses: &[IpAddr]) -> Vec<Option<String>> {
         let deadline = tokio::time::Instant::now() + REVERSE_TIMEOUT;

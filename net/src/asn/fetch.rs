@@ -60,7 +60,7 @@ impl Source {
 }
 
 impl Asn {
-    /// Fetches at once and weekly, and again soon after a failure. Must be called on a runtime.
+    /// Fetches immediately and weekly, and again soon after a failure. Must be called on a runtime.
     ///
     /// # Errors
     /// When no client can be made.
@@ -216,7 +216,7 @@ mod tests {
             let _ = stream.read(&mut [0]).await;
         };
         asked().await;
-        assert!(tokio::time::timeout(Duration::from_millis(300), listener.accept()).await.is_err(), "not at once");
+        assert!(tokio::time::timeout(Duration::from_millis(300), listener.accept()).await.is_err(), "not immediately");
         tokio::time::pause();
         tokio::time::advance(WEEKLY.saturating_sub(Duration::from_mins(1))).await;
         tokio::time::resume();

@@ -44,7 +44,7 @@ struct State {
     file: Option<Fingerprint>,
 }
 
-/// Inode, size and time of change: they tell a file from its successor.
+/// Inode, size and time of change: they distinguish a file from its successor.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Fingerprint(u64, u64, i64, i64);
 
@@ -231,7 +231,7 @@ mod tests {
         for byte in 0..DATABASE.len() {
             let mut flipped = DATABASE.to_vec();
             flipped[byte] ^= 1 << (byte % 8);
-            // A changed letter of a name cannot be told; a lookup must come to an end all the same.
+            // A changed letter of a name cannot be detected; a lookup must end all the same.
             if let Ok(database) = Database::check(flipped) {
                 for address in ["10.80.1.1", "203.0.113.5", "fd80::1", "::", "255.255.255.255"] {
                     let _ = database.lookup(address.parse().expect("an address"));

@@ -1,6 +1,7 @@
-//! Chrome, driven by its own `DevTools` protocol over a pipe that nobody else can use. chromedriver, and fantoccini as its
-//! client, would bring WebDriver `BiDi`: by a script in a hidden page of its own, which costs each browser a process, opens a
-//! port to everybody on this host, and makes a cold load longer by half (medians of five on a busy machine: 3.3 s, not 2.0).
+//! Chrome, driven by its own `DevTools` protocol over a pipe that no other process can use. chromedriver, and
+//! fantoccini as its client, would bring WebDriver `BiDi`: by a script in a hidden page of its own, which costs each
+//! browser a process, opens a port to everybody on this host, and makes a cold load longer by half (medians of five on
+//! a busy machine: 3.3 s, not 2.0).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,7 +27,7 @@ const WINDOWS: usize = 1000;
 /// The world in which this program's own scripts run: what the page has changed of the language it does not see.
 const WORLD: &str = "scouter";
 
-/// Pages that nobody looks at the address bar of need no suggestions in it; a URL is loaded as it is written, not first
+/// The address bar is not visible and needs no suggestions; a URL is loaded as it is written, not first
 /// with another scheme; and a page with WebRTC would have Chrome join the multicast group of mDNS.
 const DISABLED: &str = "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,OptimizationHints,MediaRouter,WebRtcHideLocalIpsWithMdns,\
                         Translate,NetworkTimeServiceQuerying,WebUIOmniboxPopup,WebUIOmniboxAimPopup,WebUIOmniboxFullPopup";
@@ -56,7 +57,7 @@ const ARGUMENTS: [&str; 29] = [
     "--mute-audio",
     "--window-size=1280,720",
     "--force-device-scale-factor=1",
-    // Names are looked up by the proxy, and by nobody else. Without the exception Chrome could not find the proxy.
+    // Names are looked up by the proxy alone. Without the exception Chrome could not find the proxy.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
     // Without this, addresses of loopback and link-local are reached past any proxy.
     "--proxy-bypass-list=<-loopback>",
@@ -145,7 +146,7 @@ struct Dialog {
 }
 
 fn attach() -> Command {
-    // Tabs contain windows, and Chrome's own user interface is nobody's page.
+    // Tabs contain windows, and Chrome's own user interface belongs to no page.
     let filter = json!([{"type": "browser", "exclude": true}, {"type": "tab", "exclude": true},
                         {"type": "browser_ui", "exclude": true}, {}]);
     Command::new(
@@ -250,7 +251,7 @@ impl Chrome {
     pub async fn prepare(&self, proxy_port: u16) -> Result<Prepared, CommandError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
-        struct Made {
+        struct Created {
             #[serde(default)]
             browser_context_id: String,
             #[serde(default)]
@@ -258,13 +259,13 @@ impl Chrome {
         }
         let proxy = format!("socks5://127.0.0.1:{proxy_port}");
         let made = json!({"disposeOnDetach": true, "proxyServer": proxy, "proxyBypassList": "<-loopback>"});
-        let made: Made = self.connection.call(Command::new("Target.createBrowserContext", made), PROMPT).await?;
+        let made: Created = self.connection.call(Command::new("Target.createBrowserContext", made), PROMPT).await?;
         let context = made.browser_context_id;
         let denied = json!({"behavior": "deny", "browserContextId": context});
         let window = json!({"url": "about:blank", "browserContextId": context});
         let (_, made) = tokio::try_join!(
             self.connection.call::<IgnoredAny>(Command::new("Browser.setDownloadBehavior", denied), PROMPT),
-            self.connection.call::<Made>(Command::new("Target.createTarget", window), PROMPT)
+            self.connection.call::<Created>(Command::new("Target.createTarget", window), PROMPT)
         )?;
         let session = self.targets.session_of(&made.target_id).await?;
         let (width, height) = VIEWPORT;
@@ -304,10 +305,10 @@ impl Chrome {
         }
         #[derive(Deserialize)]
         struct Evaluated {
-            result: Given,
+            result: RemoteValue,
         }
         #[derive(Deserialize)]
-        struct Given {
+        struct RemoteValue {
             #[serde(default)]
             value: Text,
         }
@@ -326,11 +327,11 @@ impl Chrome {
     /// See [`CommandError`].
     pub async fn screenshot(&self, prepared: &Prepared) -> Result<String, CommandError> {
         #[derive(Deserialize)]
-        struct Taken {
+        struct Captured {
             data: String,
         }
         let command = Command::new("Page.captureScreenshot", json!({"format": "png"})).to(&prepared.session);
-        Ok(self.connection.call::<Taken>(command, PROMPT).await?.data)
+        Ok(self.connection.call::<Captured>(command, PROMPT).await?.data)
     }
 
     /// Ends all of a page.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::framing::{Decoder, Framing, Incoming};
-use super::message::{self, Event, Message, Refusal};
+use super::message::{self, ErrorResponse, Event, Message};
 use crate::metered::{Metered, Received};
 
 /// Commands that wait to be written. A page that opens thousands of frames makes that many.
@@ -26,7 +26,7 @@ const LONG_BYTES: usize = 32 << 10;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommandError {
     #[error("{} ({})", .0.message, .0.code)]
-    Refused(Refusal),
+    Refused(ErrorResponse),
     #[error("the browser is gone")]
     Gone,
     #[error("the browser did not answer within {} s", .0.as_secs_f64())]
@@ -35,7 +35,7 @@ pub enum CommandError {
     Invalid,
 }
 
-/// What the browser is told to do.
+/// A command to the browser.
 #[derive(Debug, Clone)]
 pub struct Command {
     method: &'static str,
@@ -56,7 +56,7 @@ impl Command {
     }
 }
 
-/// What comes without having been asked for.
+/// A message that is no answer to a command.
 #[derive(Debug)]
 pub enum Notice<'a> {
     Event(Event<'a>),
@@ -80,8 +80,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// `react` is told of every event, in order, and before anything that comes after it is read; the commands that it
-    /// returns are sent, and nobody waits for their answers.
+    /// `react` is called with every event, in order, before any later message is read. The commands that it returns are
+    /// sent; their answers are ignored.
     pub fn open(
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         framing: Framing,
@@ -108,9 +108,10 @@ impl Connection {
         let over = closed.clone().drop_guard();
         let read = async move {
             let waiting = Arc::clone(&reader.waiting);
-            // What fails here is the end of the channel.
+            // Any error is the end of the channel.
             let _ = reader.read(Metered::new(from, Received::default())).await;
-            // First this: a command that is sent from now on sees it, and one that was sent before is told by its sender's end.
+            // In this order: later commands see that the channel is closed; earlier ones fail when their senders are
+            // dropped.
             drop(over);
             waiting.lock().clear();
         };
@@ -120,9 +121,9 @@ impl Connection {
 
     /// Sends a command; its answer comes when it comes.
     pub async fn send(&self, command: Command) -> Answer {
-        let (tell, answer) = oneshot::channel();
+        let (sender, answer) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.waiting.lock().insert(id, tell);
+        self.waiting.lock().insert(id, sender);
         if self.is_closed() || self.outgoing.send(encoded(self.framing, id, command)).await.is_err() {
             self.waiting.lock().remove(&id);
         }
@@ -233,8 +234,8 @@ impl<R: FnMut(Notice<'_>) -> Vec<Command> + Send + 'static> Reader<R> {
     }
 
     fn answer(&self, id: u64, answer: Result<String, CommandError>) {
-        if let Some(tell) = self.waiting.lock().remove(&id) {
-            let _ = tell.send(answer);
+        if let Some(sender) = self.waiting.lock().remove(&id) {
+            let _ = sender.send(answer);
         }
     }
 
@@ -257,11 +258,12 @@ mod tests {
     #[tokio::test]
     async fn a_long_message_holds_up_nothing_else() {
         let (ours, mut theirs) = tokio::io::duplex(1 << 20);
-        let (told, mut events) = mpsc::unbounded_channel();
+        let (sender, mut events) = mpsc::unbounded_channel();
         let connection = Connection::open(ours, Framing::NulTerminated, move |notice| {
             if let Notice::Event(event) = notice {
                 let thread = std::thread::current().id();
-                let _ = told.send((event.method.to_owned(), event.params::<serde::de::IgnoredAny>().is_some(), thread));
+                let _ =
+                    sender.send((event.method.to_owned(), event.params::<serde::de::IgnoredAny>().is_some(), thread));
             }
             vec![]
         });

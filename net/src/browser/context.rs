@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Commands that any browser answers at once, on a busy machine too.
+/// Commands that any browser answers without delay, on a busy machine too.
 pub const PROMPT: Duration = Duration::from_secs(30);
 /// A page's own script may be in the way of these.
 pub const ASK: Duration = Duration::from_secs(3);

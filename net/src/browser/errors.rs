@@ -1,4 +1,4 @@
-//! What browsers call a failure, in words of ours.
+//! The browsers' error names, and the failure that each stands for.
 
 use super::socks::Cause;
 use super::{Failure, FailureKind};

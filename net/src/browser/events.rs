@@ -6,11 +6,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Kind;
-use super::collector::{Collector, Told};
+use super::collector::{BrowserEvent, Collector};
 use super::connection::Notice;
 use super::socks::Visit;
 
-struct Watched {
+struct LoadingPage {
     collector: Collector,
     visit: Arc<Visit>,
 }
@@ -19,49 +19,49 @@ struct Watched {
 /// collector keeps.
 pub struct EventSink {
     kind: Kind,
-    watched: Mutex<Option<Watched>>,
+    page: Mutex<Option<LoadingPage>>,
     changed: Notify,
 }
 
 impl EventSink {
     #[must_use]
     pub fn new(kind: Kind) -> Self {
-        Self { kind, watched: Mutex::default(), changed: Notify::new() }
+        Self { kind, page: Mutex::default(), changed: Notify::new() }
     }
 
     /// From now on the events belong to this page.
     pub fn watch(&self, collector: Collector, visit: Arc<Visit>) {
-        *self.watched.lock() = Some(Watched { collector, visit });
+        *self.page.lock() = Some(LoadingPage { collector, visit });
     }
 
-    /// What came of the page; events that come later are nobody's.
+    /// Ends the collection; later events are dropped.
     pub fn take(&self) -> Option<Collector> {
-        Some(self.watched.lock().take()?.collector)
+        Some(self.page.lock().take()?.collector)
     }
 
     /// The page as it is now.
     pub fn look<T>(&self, look: impl FnOnce(&Collector) -> T) -> Option<T> {
-        self.watched.lock().as_ref().map(|watched| look(&watched.collector))
+        self.page.lock().as_ref().map(|page| look(&page.collector))
     }
 
     pub fn deliver(&self, notice: &Notice<'_>) {
-        // Read before the page is held, which others look at meanwhile.
-        let told = match notice {
-            Notice::Event(event) => Told::read(self.kind, event),
-            Notice::TooLong(head, bytes) => Told::too_long(head, *bytes),
+        // Parsed before the lock is taken: others read the page meanwhile.
+        let event = match notice {
+            Notice::Event(event) => BrowserEvent::read(self.kind, event),
+            Notice::TooLong(head, bytes) => BrowserEvent::too_long(head, *bytes),
         };
-        let Some(told) = told else { return };
-        if let Some(watched) = &mut *self.watched.lock() {
-            // What breaks because of a limit of ours must not be told as the target's failure.
-            if watched.visit.limit().is_some() {
+        let Some(event) = event else { return };
+        if let Some(page) = &mut *self.page.lock() {
+            // A failure that a limit of this host caused must not be reported as the target's.
+            if page.visit.limit().is_some() {
                 return;
             }
-            watched.collector.take(told);
+            page.collector.take(event);
         }
         self.changed.notify_one();
     }
 
-    /// Waits for the next event, or returns at once when there was one since it was last waited for.
+    /// Waits for the next event; returns immediately when one has come since the last call.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }

@@ -1,5 +1,6 @@
-//! Firefox, which speaks WebDriver BiDi by itself (`--remote-debugging-port`). Its port is open to everybody on this host,
-//! but there is one session, and only who made it knows its name; and nobody but the browser is spoken to.
+//! Firefox, which speaks WebDriver BiDi by itself (`--remote-debugging-port`). Its port is open to everybody on this
+//! host, but there is one session, and only who made it knows its name; and commands are sent to the browser's own
+//! server only.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -135,7 +136,7 @@ pub fn write_profile(folder: &Path, own_port: u16) -> std::io::Result<()> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Made {
+struct Created {
     #[serde(default)]
     user_context: String,
     #[serde(default)]
@@ -202,12 +203,12 @@ impl Firefox {
             "proxy": {"proxyType": "manual", "socksProxy": format!("127.0.0.1:{proxy_port}"), "socksVersion": 5,
                       "noProxy": []},
         });
-        let made: Made = self.connection.call(Command::new("browser.createUserContext", wanted), PROMPT).await?;
+        let made: Created = self.connection.call(Command::new("browser.createUserContext", wanted), PROMPT).await?;
         let user = made.user_context;
         let window = Command::new("browsingContext.create", json!({"type": "window", "userContext": user}));
         let denied = json!({"downloadBehavior": {"type": "denied"}, "userContexts": [user]});
         let (made, _, _) = tokio::try_join!(
-            self.connection.call::<Made>(window, PROMPT),
+            self.connection.call::<Created>(window, PROMPT),
             call("session.subscribe", json!({"events": EVENTS, "userContexts": [user]})),
             call("browser.setDownloadBehavior", denied)
         )?;
@@ -241,10 +242,10 @@ impl Firefox {
     pub async fn evaluate(&self, prepared: &Prepared, script: &str) -> Result<String, CommandError> {
         #[derive(Deserialize)]
         struct Evaluated {
-            result: Given,
+            result: RemoteValue,
         }
         #[derive(Deserialize)]
-        struct Given {
+        struct RemoteValue {
             #[serde(default)]
             value: Text,
         }
@@ -260,11 +261,11 @@ impl Firefox {
     /// See [`CommandError`].
     pub async fn screenshot(&self, prepared: &Prepared) -> Result<String, CommandError> {
         #[derive(Deserialize)]
-        struct Taken {
+        struct Captured {
             data: String,
         }
         let wanted = json!({"context": prepared.page, "origin": "viewport", "format": {"type": "image/png"}});
-        let taken: Taken =
+        let taken: Captured =
             self.connection.call(Command::new("browsingContext.captureScreenshot", wanted), PROMPT).await?;
         Ok(taken.data)
     }
@@ -294,7 +295,7 @@ mod tests {
 
     /// A WebSocket server in this process, which is taken for a browser when this process is below the supervisor.
     #[tokio::test]
-    async fn nobody_but_the_browser_is_spoken_to() {
+    async fn only_the_browsers_own_server_gets_commands() {
         let own = rustix::process::getpid();
         let parent = super::super::processes::parent_of(own).expect("a parent");
         for (supervisor, is_browser) in [(parent, true), (own, false)] {

@@ -1,10 +1,10 @@
-//! The folder that a browser lives in: its profile and its temporary files.
+//! The folder of a browser: its profile and its temporary files.
 //!
 //! The supervisor removes it, or this program should the supervisor have been killed. Both hold a lock on it, so that it is
 //! known to be abandoned when both are gone: the next server of this user removes it then.
 //!
-//! What still lives in it is known by its environment. To see that takes the privileges of a browser's processes, which the
-//! threads of this program have given up: a child of it has them, as the supervisor does.
+//! Processes that use it are found by their environment. Reading that takes the privileges of a browser's processes,
+//! which the threads of this program have given up: a child of it has them, as the supervisor does.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -23,15 +23,15 @@ const YOUNG: Duration = Duration::from_secs(30);
 const REMOVAL: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Whoever has this looks after the folder.
-pub struct Held(#[expect(dead_code, reason = "closing it releases the lock")] File);
+/// The lock on a folder; its holder removes the folder.
+pub struct FolderLock(#[expect(dead_code, reason = "closing it releases the lock")] File);
 
 /// # Errors
 /// When it is not there.
-pub fn hold(folder: &Path) -> io::Result<Held> {
+pub fn lock(folder: &Path) -> io::Result<FolderLock> {
     let file = open(folder)?;
     file.lock_shared()?;
-    Ok(Held(file))
+    Ok(FolderLock(file))
 }
 
 fn open(folder: &Path) -> io::Result<File> {
@@ -39,7 +39,7 @@ fn open(folder: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags).open(folder)
 }
 
-/// Ends what lives in it, and removes it, by a child process. Blocks.
+/// Ends the processes that use it, and removes it, in a child process. Blocks.
 ///
 /// # Errors
 /// When it is still there afterwards.
@@ -81,7 +81,8 @@ pub(super) fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what killed servers of this user have left in the folder for temporary files, and ends what still lives there.
+/// Removes the folders of killed servers of this user from the folder for temporary files, and ends the processes in
+/// them.
 pub fn remove_abandoned(temporary: &Path) {
     for entry in std::fs::read_dir(temporary).into_iter().flatten().flatten() {
         let folder = entry.path();
@@ -97,7 +98,7 @@ pub fn remove_abandoned(temporary: &Path) {
     }
 }
 
-/// A lock on a folder of this user that nobody holds.
+/// The lock on a folder of this user, when no process holds it.
 fn abandoned(folder: &Path) -> Option<File> {
     let file = open(folder).ok()?;
     let found = file.metadata().ok()?;
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_nobody_holds_is_removed() {
+    fn only_unlocked_folders_are_removed() {
         let temporary = tempfile::tempdir().expect("a folder");
         let add = |name: &str, age: u64| {
             let folder = temporary.path().join(name);
@@ -132,7 +133,7 @@ mod tests {
         let target = add("target", 60);
         let link = temporary.path().join("scouter-browser-link");
         std::os::unix::fs::symlink(&target, &link).expect("a link");
-        let holds = [hold(&held).expect("held"), hold(&held).expect("by both")];
+        let holds = [lock(&held).expect("held"), lock(&held).expect("by both")];
         remove_abandoned(temporary.path());
         let there = [&left, &young, &held, &unlike, &target, &link].map(|folder| folder.exists());
         assert_eq!(there, [false, true, true, true, true, true]);

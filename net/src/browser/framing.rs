@@ -2,7 +2,7 @@
 //! WebSocket frames (RFC 6455, section 5). Pure: no sockets.
 //!
 //! A page decides how long some messages are: what it logs, and the `data:` URLs that it loads. No longer message is kept
-//! than [`MESSAGE_BYTES`]; the rest is passed over without being stored, and the channel goes on. A WebSocket library
+//! than [`MESSAGE_BYTES`]; the rest is skipped without being stored, and the channel goes on. A WebSocket library
 //! keeps whole messages, and ends the connection when one is too long, so that only its frame headers are used here.
 
 use std::io::Cursor;
@@ -48,7 +48,7 @@ pub struct Decoder {
     message: Vec<u8>,
     /// Of the message so far, kept or not.
     bytes: u64,
-    /// The message has been handed out.
+    /// The message has been returned.
     complete: bool,
     /// The frame that is being read, and how much of it is still to come.
     frame: Option<(FrameHeader, u64)>,
@@ -83,7 +83,7 @@ impl Decoder {
         }
     }
 
-    /// The message that [`next`](Self::next) has just told of, without a copy.
+    /// The message that [`next`](Self::next) has just returned, without a copy.
     #[must_use]
     pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.message)
@@ -158,7 +158,7 @@ impl Decoder {
 }
 
 impl Framing {
-    /// A message of ours, as it goes over the channel.
+    /// A message of this host, encoded for the channel.
     #[must_use]
     pub fn encode(self, message: String) -> Vec<u8> {
         match self {

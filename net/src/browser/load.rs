@@ -22,7 +22,7 @@ use super::{BrowserError, Failure, FailureKind, Page, Request, Vitals, errors};
 const QUIET: Duration = Duration::from_millis(100);
 /// How often limits are looked at while nothing happens.
 const TICK: Duration = Duration::from_millis(50);
-/// What the browser tells of requests is here by then, on a busy machine too, when it makes no further connection.
+/// Events of requests have arrived by then, on a busy machine too, when the browser makes no further connection.
 const SETTLE: Duration = Duration::from_secs(5);
 
 const VITALS: &str = r"new Promise(done => {
@@ -42,7 +42,7 @@ const VITALS: &str = r"new Promise(done => {
                          load: some(navigation.loadEventEnd), fcp: paint ? paint.startTime : null, ...seen}));
   }, WAIT);
 })";
-/// What observers are told of is told this much later.
+/// Delay of the notifications of performance observers.
 const OBSERVED: Duration = Duration::from_millis(5);
 
 /// How the waiting for a page ended.
@@ -106,7 +106,7 @@ async fn visit(
     if matches!(end, End::Stopped(_)) && answered {
         healthy = session.evaluate(prepared, "window.stop(); ''".into()).await.is_ok();
     }
-    // There may be an error page of the browser's own, whose times are nobody's.
+    // There may be an error page of the browser's own, whose times are ignored.
     let there = healthy && answered;
     let loaded = collector.loaded() && matches!(end, End::Loaded(_));
     let vitals = match &mut end {
@@ -197,7 +197,7 @@ async fn wait(session: &mut Session, request: &Request, life: Duration, prepared
                     Ok(Ok(result)) => {
                         failed = serde_json::from_str::<Navigated>(&result).unwrap_or_default().error_text.known();
                     }
-                    Ok(Err(CommandError::Refused(refusal))) => failed = Some(refusal.message),
+                    Ok(Err(CommandError::Refused(error))) => failed = Some(error.message),
                     Ok(Err(_)) | Err(_) => return End::Gone,
                 }
             }

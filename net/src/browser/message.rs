@@ -1,6 +1,6 @@
-//! What a browser says over its control channel, as far as somebody reads it. Pure: no sockets.
+//! Messages of a browser on its control channel, reduced to the fields that are used. Pure: no sockets.
 //!
-//! A page decides how large parts of it are. What nobody reads is passed over where it lies in the message: the values of
+//! A page decides how large parts of it are. Unused parts are skipped in place: the values of
 //! an array that a page has logged become no objects of this program. What is kept of a text is bounded.
 
 use std::fmt;
@@ -99,16 +99,16 @@ pub struct Event<'a> {
 }
 
 impl Event<'_> {
-    /// What somebody reads of it; None when it is not what the protocol says.
+    /// The fields that are used; None when they are not as the protocol defines them.
     #[must_use]
     pub fn params<T: DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_str(self.params).ok()
     }
 }
 
-/// A refusal: error code and words.
+/// A command that failed: error code and text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorResponse {
     pub code: String,
     pub message: String,
 }
@@ -117,7 +117,7 @@ pub struct Refusal {
 #[derive(Debug)]
 pub enum Message<'a> {
     /// To the command of this number; the result as JSON.
-    Answer(u64, Result<&'a str, Refusal>),
+    Answer(u64, Result<&'a str, ErrorResponse>),
     Event(Event<'a>),
 }
 
@@ -146,7 +146,7 @@ struct DevToolsError {
     message: Text,
 }
 
-/// Reads a message of either protocol, and hands it on; whatever is none is passed over.
+/// Parses a message of either protocol, and calls `each` with it; anything else is ignored.
 pub fn read<T>(bytes: &[u8], each: impl FnOnce(Message<'_>) -> T) -> Option<T> {
     let envelope: Envelope<'_> = serde_json::from_slice(bytes).ok()?;
     let Some(id) = envelope.id else {
@@ -157,9 +157,9 @@ pub fn read<T>(bytes: &[u8], each: impl FnOnce(Message<'_>) -> T) -> Option<T> {
     let answer = match envelope.error {
         None => Ok(envelope.result.map_or("{}", RawValue::get)),
         Some(error) => Err(match serde_json::from_str::<DevToolsError>(error.get()) {
-            Ok(error) => Refusal { code: error.code.to_string(), message: error.message.0 },
-            // WebDriver BiDi: code and words beside each other.
-            Err(_) => Refusal { code: error.get().trim_matches('"').to_owned(), message: envelope.message.0 },
+            Ok(error) => ErrorResponse { code: error.code.to_string(), message: error.message.0 },
+            // WebDriver BiDi: code and text are fields of the envelope.
+            Err(_) => ErrorResponse { code: error.get().trim_matches('"').to_owned(), message: envelope.message.0 },
         }),
     };
     Some(each(Message::Answer(id, answer)))
@@ -178,10 +178,10 @@ pub fn answers(head: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn told(message: &str) -> Option<String> {
+    fn described(message: &str) -> Option<String> {
         read(message.as_bytes(), |message| match message {
             Message::Answer(id, Ok(result)) => format!("{id}: {result}"),
-            Message::Answer(id, Err(refusal)) => format!("{id}: {} ({})", refusal.message, refusal.code),
+            Message::Answer(id, Err(error)) => format!("{id}: {} ({})", error.message, error.code),
             Message::Event(event) => format!("{} {} {}", event.session.unwrap_or("-"), event.method, event.params),
         })
     }
@@ -202,7 +202,7 @@ mod tests {
             ("[]", None),
             ("{", None),
         ] {
-            assert_eq!(told(message).as_deref(), what, "{message}");
+            assert_eq!(described(message).as_deref(), what, "{message}");
         }
         assert!(read(b"{\"id\":1,\"result\":\"\xff\"}", |_| ()).is_none());
     }

@@ -1,4 +1,4 @@
-//! Real browsers, driven by the protocols that they speak themselves, that reach the network only through a SOCKS proxy of
+//! Real browsers, driven by their own protocols. They reach the network only through a SOCKS proxy of
 //! ours.
 //!
 //! Each page that is being loaded has a browser to itself, so that one that hangs or dies costs one test; browsers stay
@@ -7,8 +7,8 @@
 //!
 //! In the order of a page: `pool` has a browser for it, `session` is one browser (`chrome`, `firefox`) with its
 //! `supervisor`, its control channel (`framing`, `message`, `connection`) and its `socks` proxy; `load` loads the
-//! page in a `context` of its own; `events` and `collector` make exchanges of what the browser tells, and `records` adds
-//! what the proxy knows. `folder`, `processes` and `owner` are about what a browser leaves on this host.
+//! page in a `context` of its own; `events` and `collector` turn the browser's events into exchanges, and `records`
+//! adds what the proxy knows. `folder`, `processes` and `owner` are about what a browser leaves on this host.
 
 mod chrome;
 mod collector;

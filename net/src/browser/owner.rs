@@ -23,16 +23,16 @@ const REQUEST: usize = NLMSG_HEADER + 56;
 /// `struct inet_diag_msg`, without what may follow it.
 const ANSWER: usize = NLMSG_HEADER + 72;
 
-/// A socket of this host: who made it, and its number.
+/// A socket of this host: user and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct SocketInfo {
     pub uid: u32,
     pub inode: u64,
 }
 
 /// The one at `from`, connected to `to`; both are ports of 127.0.0.1.
 #[must_use]
-pub fn socket(from: u16, to: u16) -> Option<Found> {
+pub fn socket(from: u16, to: u16) -> Option<SocketInfo> {
     match ask_kernel(from, to) {
         Ok(answer) => answer_of(&answer),
         // Not in this kernel, or not allowed here.
@@ -80,23 +80,24 @@ fn request(from: u16, to: u16) -> [u8; REQUEST] {
     bytes
 }
 
-fn answer_of(answer: &[u8]) -> Option<Found> {
+fn answer_of(answer: &[u8]) -> Option<SocketInfo> {
     if answer.len() < ANSWER || answer[4..6] != SOCK_DIAG_BY_FAMILY.to_ne_bytes() {
         return None;
     }
     let number = |at: usize| Some(u32::from_ne_bytes(answer.get(at..at + 4)?.try_into().ok()?));
-    Some(Found { uid: number(80)?, inode: number(84)?.into() }).filter(|found| found.inode > 0)
+    Some(SocketInfo { uid: number(80)?, inode: number(84)?.into() }).filter(|found| found.inode > 0)
 }
 
 /// `/proc/net/tcp` or `tcp6`: addresses are words in the order of the machine, ports are not.
-fn in_table(table: &str, from: u16, to: u16) -> Option<Found> {
+fn in_table(table: &str, from: u16, to: u16) -> Option<SocketInfo> {
     let loopback = format!("{:08X}", u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets()));
     let (from, to) = (format!("{loopback}:{from:04X}"), format!("{loopback}:{to:04X}"));
     table.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, local, remote, _, _, _, _, uid, _, inode, ..] = fields[..] else { return None };
         let wanted = local.ends_with(&from) && remote.ends_with(&to);
-        Some(Found { uid: uid.parse().ok()?, inode: inode.parse().ok()? }).filter(|found| wanted && found.inode > 0)
+        Some(SocketInfo { uid: uid.parse().ok()?, inode: inode.parse().ok()? })
+            .filter(|found| wanted && found.inode > 0)
     })
 }
 
@@ -116,7 +117,7 @@ impl Descendants {
     /// Is the socket at this port, connected to the other one, held by one of them?
     pub fn have(&mut self, from: u16, to: u16) -> bool {
         let Some(found) = socket(from, to) else { return false };
-        // Most of those who ask without being the browser end here.
+        // Most other processes belong to other users.
         if found.uid != rustix::process::geteuid().as_raw() {
             return false;
         }
@@ -160,7 +161,7 @@ mod tests {
         let table = std::fs::read_to_string("/proc/net/tcp").expect("the table");
         assert_eq!(in_table(&table, from, to), Some(found));
         drop(stream);
-        assert_eq!(socket(from, to), None, "nobody has it any more");
+        assert_eq!(socket(from, to), None, "it is closed");
     }
 
     #[test]
@@ -180,7 +181,7 @@ mod tests {
         answer[80..84].copy_from_slice(&7_u32.to_ne_bytes());
         assert_eq!(answer_of(&answer), None, "no inode");
         answer[84..88].copy_from_slice(&9_u32.to_ne_bytes());
-        assert_eq!(answer_of(&answer), Some(Found { uid: 7, inode: 9 }));
+        assert_eq!(answer_of(&answer), Some(SocketInfo { uid: 7, inode: 9 }));
         for length in 0..ANSWER {
             assert_eq!(answer_of(&answer[..length]), None);
         }
@@ -195,7 +196,7 @@ mod tests {
             )
         };
         let mapped = format!("0000000000000000FFFF0000{word}");
-        let found = Some(Found { uid: 1000, inode: 4242 });
+        let found = Some(SocketInfo { uid: 1000, inode: 4242 });
         assert_eq!(in_table(&line(&word, &word), 0x50, 0x1f90), found);
         assert_eq!(in_table(&line(&mapped, &mapped), 0x50, 0x1f90), found);
         assert_eq!(in_table(&line(&word, &word), 0x1f90, 0x50), None);

@@ -18,7 +18,7 @@ use crate::policy::Policy;
 
 /// A browser that has loaded so many pages makes place for a new one.
 const LOADS: u32 = 50;
-/// How often browsers that nobody uses are looked at.
+/// How often idle browsers are checked.
 const LOOK: Duration = Duration::from_secs(1);
 /// A port that is being closed is closed after this.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -164,7 +164,7 @@ impl Browsers {
         let mut session = self.take(request, &installed).await?;
         let mut prepared = session.ready(request).await;
         if prepared.is_err() && session.loads > 0 {
-            // It has died since its last page. Nobody was asked for this one yet.
+            // It has died since its last page, and this page has sent nothing yet.
             session.supervisor.end().await;
             session = self.start(request.kind, &installed).await?;
             prepared = session.ready(request).await;
@@ -186,7 +186,7 @@ impl Browsers {
         page
     }
 
-    /// Makes a browser ready for its next page; nobody who has the last one waits for that. `held` says until then that
+    /// Makes a browser ready for its next page, in the background. `held` says until then that
     /// it is in use.
     fn renew(&self, mut session: Session, used: Prepared, held: (Busy, OwnedSemaphorePermit)) {
         let state = Arc::clone(&self.state);
@@ -210,7 +210,7 @@ impl Browsers {
 
     /// A warm browser of this kind with enough life left, or a new one.
     async fn take(&self, request: &Request, installed: &Installed) -> Result<Session, BrowserError> {
-        self.look_after();
+        self.end_unusable();
         let waited = Instant::now();
         let old = loop {
             let mut freed = std::pin::pin!(self.freed.notified());
@@ -243,7 +243,7 @@ impl Browsers {
         if may_wait && state.renewing.contains(&kind) {
             return Pick::Wait;
         }
-        // The one that nobody has used for longest makes place, when all ports are taken.
+        // When all ports are taken, the browser that has been idle for longest is ended.
         let free = !state.free.is_empty() || state.idle.is_empty();
         Pick::New { instead: if free { None } else { Some(Box::new(state.idle.remove(0))) } }
     }
@@ -266,7 +266,7 @@ impl Browsers {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
             let Some(number) = self.state.lock().free.pop() else {
-                // Whoever had one is closing it: there are as many permits as ports.
+                // A browser is being closed: there are as many permits as ports.
                 if tried.is_empty() && tokio::time::timeout(CLOSING, freed).await.is_ok() {
                     continue;
                 }
@@ -288,8 +288,8 @@ impl Browsers {
         )))
     }
 
-    /// Ends browsers that nobody uses, that are old, or that have died.
-    fn look_after(&self) {
+    /// Ends browsers that are idle, old or dead.
+    fn end_unusable(&self) {
         let mut state = self.state.lock();
         if state.looked_after {
             return;
@@ -330,7 +330,8 @@ impl Browsers {
     }
 }
 
-/// What killed servers have left: at once, and again when the youngest is old enough to be known as abandoned.
+/// Removes what killed servers have left: immediately, and again when the youngest is old enough to be known as
+/// abandoned.
 async fn remove_abandoned() {
     for pause in [Duration::ZERO, ABANDONED] {
         tokio::time::sleep(pause).await;

@@ -95,9 +95,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_lives_in_a_folder_is_ended_with_what_it_has_started() {
+    fn processes_of_a_folder_are_ended_with_their_descendants() {
         let folder = tempfile::tempdir().expect("a folder");
-        // In a session of its own, and without a parent that anybody knows.
+        // In a session of its own, and without a known parent.
         let script = "setsid sh -c 'while :; do sleep 60 & sleep 0.01; done' >/dev/null 2>&1 &";
         let started = std::process::Command::new("sh").args(["-c", script]).env("TMPDIR", folder.path()).status();
         assert!(started.expect("a shell").success());
@@ -126,7 +126,7 @@ mod tests {
         while is_running(pid) {
             std::thread::sleep(LOOK);
         }
-        assert_eq!(parent_of(pid), Some(own), "an entry that nobody has looked at");
+        assert_eq!(parent_of(pid), Some(own), "an entry that was not read before");
         child.wait().expect("ended");
         assert_eq!(parent_of(pid), None);
     }

@@ -1,4 +1,4 @@
-//! What the SOCKS proxy knows of a page's connections, laid to the requests that they were made for. Pure.
+//! The SOCKS proxy's records of a page's connections, matched with the requests that they were made for. Pure.
 
 use std::collections::HashMap;
 

@@ -117,8 +117,8 @@ impl Session {
         let (mut supervisor, stderr) = Supervisor::start(folder, &command, stdout)?;
         let pipe = supervisor.pipe();
         proxy.serve(Arc::clone(&pipe));
-        let (tell, mut printed) = watch::channel(Printed::default());
-        tokio::spawn(follow(stderr, tell));
+        let (sender, mut printed) = watch::channel(Printed::default());
+        tokio::spawn(follow(stderr, sender));
         let last = printed.clone();
         let open = async {
             Ok::<_, anyhow::Error>(if let Some(channel) = channel {
@@ -132,7 +132,7 @@ impl Session {
         };
         let opened = tokio::select! {
             opened = open => opened,
-            () = supervisor.ended() => Err(anyhow!("it ended at once")),
+            () = supervisor.ended() => Err(anyhow!("it ended during its start")),
         };
         let (driver, version) = match opened {
             Ok(opened) => opened,
@@ -147,7 +147,7 @@ impl Session {
         Ok(Self { kind, name, driver, sink, proxy, started: now, used: now, loads: 0, spare: None, supervisor })
     }
 
-    /// Does its connection stand, which falls with the browser, and is there somebody who will end it?
+    /// Is its connection open, which closes when the browser ends, and is its supervisor alive?
     #[must_use]
     pub fn is_alive(&mut self) -> bool {
         !self.driver.connection().is_closed() && self.supervisor.is_there()
@@ -215,7 +215,7 @@ impl Session {
         }
     }
 
-    /// Runs a script of ours in the page; the text that it gives.
+    /// Runs a script of this host in the page; its result as text.
     pub fn evaluate(
         &self,
         prepared: &Prepared,
@@ -261,9 +261,9 @@ struct Printed {
     port: Option<u16>,
 }
 
-/// Reads what a browser prints, to its end: a pipe that nobody reads fills up, and then the browser waits. Pages print too,
+/// Reads what a browser prints, to its end: an unread pipe fills up, and then the browser waits. Pages print too,
 /// lines of any length.
-async fn follow(mut stderr: ChildStderr, tell: watch::Sender<Printed>) {
+async fn follow(mut stderr: ChildStderr, sender: watch::Sender<Printed>) {
     let (mut chunk, mut line) = ([0; 4096], vec![]);
     while let Ok(count @ 1..) = stderr.read(&mut chunk).await {
         for byte in &chunk[..count] {
@@ -271,7 +271,7 @@ async fn follow(mut stderr: ChildStderr, tell: watch::Sender<Printed>) {
                 let text = String::from_utf8_lossy(&line).trim().to_owned();
                 line.clear();
                 let port = firefox::listens(&text);
-                tell.send_modify(|printed| {
+                sender.send_modify(|printed| {
                     printed.port = printed.port.or(port);
                     printed.line = text;
                 });
@@ -283,7 +283,7 @@ async fn follow(mut stderr: ChildStderr, tell: watch::Sender<Printed>) {
 }
 
 /// Can Chrome have its own sandbox? It needs a user that is not root, and new user namespaces, which many containers
-/// forbid. Without them the walls of the container, and this program's own limits, have to do.
+/// forbid. Without them the isolation is that of the container, with this program's own limits.
 async fn sandbox() -> bool {
     static ANSWER: OnceCell<bool> = OnceCell::const_new();
     let ask = || async {

@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr};
 use tokio::sync::Mutex;
 
-use super::folder::{self, Held};
+use super::folder::{self, FolderLock};
 use super::owner::Descendants;
 use super::processes;
 
@@ -53,7 +53,7 @@ impl ParentPipe {
         Ok((Self { stream: Mutex::new((UnixStream::from_std(ours)?, 0)), close }, theirs))
     }
 
-    /// Is somebody there who will end the browser?
+    /// Is the supervisor alive, which ends the browser?
     pub async fn answers(&self) -> bool {
         self.owns(0, 0).await.is_some()
     }
@@ -91,17 +91,17 @@ pub struct Supervisor {
     /// Its process and its process group.
     pid: Option<Pid>,
     folder: PathBuf,
-    held: Option<Held>,
+    held: Option<FolderLock>,
 }
 
 impl Supervisor {
-    /// Starts a program that lives in a folder of its own, and has this for its standard output. The other value is what it
+    /// Starts a program in a folder of its own, with this standard output. The other value is what it
     /// prints on its standard error.
     ///
     /// # Errors
     /// When there is no process to be had.
     pub fn start(folder: &Path, program: &[String], stdout: Stdio) -> anyhow::Result<(Self, ChildStderr)> {
-        let held = folder::hold(folder)?;
+        let held = folder::lock(folder)?;
         let (pipe, theirs) = ParentPipe::pair()?;
         // Itself, even when a newer version has taken its place in the file system meanwhile.
         let mut command = tokio::process::Command::new("/proc/self/exe");
@@ -143,7 +143,7 @@ impl Supervisor {
         }
     }
 
-    /// Lets go of it, and looks after what remains should the supervisor have been killed or stopped itself.
+    /// Closes the pipe; ends and removes what remains when the supervisor itself was killed or stopped.
     fn ending(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
         let mut child = self.child.take()?;
         let (pid, folder, held) = (self.pid, self.folder.clone(), self.held.take());
@@ -203,7 +203,7 @@ pub fn supervisor_main(folder: &Path, program: &[String]) -> anyhow::Result<()> 
     // it starts begins without this mask.
     let ending = [SignalName::SIGHUP, SignalName::SIGTERM, SignalName::SIGINT].into_iter().collect::<SigSet>();
     ending.thread_block()?;
-    let _held = folder::hold(folder)?;
+    let _held = folder::lock(folder)?;
     let own = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(own))?;
     let mut command = Command::new(file);

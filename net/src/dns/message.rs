@@ -97,7 +97,7 @@ impl Query {
         bare_error || same
     }
 
-    /// For datagrams, which anybody may send: identifier and question must both be those of this query.
+    /// For datagrams, which may be forged: identifier and question must both be those of this query.
     #[must_use]
     pub fn accepts(&self, datagram: &[u8]) -> bool {
         self.accepts_as(self.id.to_be_bytes(), datagram)
@@ -309,7 +309,7 @@ mod tests {
 
     fn answer(query: &Query, records: &[(u16, &[u8])]) -> Vec<u8> {
         let mut reply = query.bytes.clone();
-        // The OPT record at the end (11 bytes) makes room for the answers.
+        // The OPT record at the end (11 bytes) is removed to append the answers.
         reply.truncate(reply.len() - 11);
         reply[2] |= 0x80;
         reply[7] = u8::try_from(records.len()).expect("few");

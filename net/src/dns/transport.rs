@@ -80,18 +80,18 @@ async fn connect(server: Permitted, port: u16, received: &Received) -> Result<St
 }
 
 async fn secure(tls: &Tls, stream: Stream, name: &str, alpn: &str) -> Result<TlsStream<Stream>, AskError> {
-    let (config, shown) = tls.client(&[alpn]).map_err(|e| AskError::Insecure(e.to_string()))?;
+    let (config, presented) = tls.client(&[alpn]).map_err(|e| AskError::Insecure(e.to_string()))?;
     let name = ServerName::try_from(name.to_owned()).map_err(|e| AskError::Insecure(e.to_string()))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    match admitted(connected, shown.judged().await, true) {
+    match admitted(connected, presented.verify().await, true) {
         Ok((stream, _)) => Ok(stream),
-        Err(Refused::Certificate(refusal)) => Err(AskError::Insecure(refusal)),
+        Err(Refused::Certificate(reason)) => Err(AskError::Insecure(reason)),
         Err(Refused::Handshake(error)) => Err(AskError::Insecure(format!("TLS handshake failed: {error}"))),
     }
 }
 
 /// Messages with a length field of two bytes (RFC 7766, section 8). Responses to other queries are ignored, up to a limit:
-/// nobody but the server can have sent them.
+/// only the server can have sent them.
 async fn framed(mut stream: impl AsyncRead + AsyncWrite + Unpin, query: &Query) -> Result<Vec<u8>, AskError> {
     let exchange = async {
         let length = u16::try_from(query.bytes.len()).unwrap_or(u16::MAX);
@@ -131,7 +131,8 @@ pub async fn https(tls: &Tls, server: Permitted, port: u16, name: &str, query: &
     Ok((over_h2(stream, &url, query).await?, start.elapsed()))
 }
 
-/// RFC 8484, section 4.1, over a connection that stands. h2 handles as many frames as a server sends: they are counted.
+/// RFC 8484, section 4.1, over an established connection. h2 handles as many frames as a server sends: they are
+/// counted.
 async fn over_h2(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     url: &str,
@@ -166,7 +167,7 @@ async fn over_h2(
     }
 }
 
-/// What lies at the bottom of an error.
+/// The first cause of an error.
 fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.by_ref().last().unwrap_or(error).to_string()
@@ -205,7 +206,7 @@ pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Q
     }
 }
 
-/// Counts what came over a QUIC connection, also when nobody waits for an answer any more.
+/// Counts what came over a QUIC connection, also when no caller waits for an answer any more.
 struct Datagrams<'a> {
     connection: &'a quinn::Connection,
     received: &'a Received,

@@ -49,7 +49,7 @@ impl Decoder for Sink {
     }
 }
 
-/// RFC 9659: a window of 8 MiB at most. Whoever sends a larger one wants the client's memory.
+/// RFC 9659: a window of 8 MiB at most. Larger ones are an attack on the client's memory.
 const ZSTD_WINDOW_LOG: u32 = 23;
 /// What a decoder gives before it lets other tasks have their turn.
 const TURN_BYTES: usize = 128 << 10;

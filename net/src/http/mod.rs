@@ -1,7 +1,7 @@
 //! One HTTP exchange and the duration of each of its phases.
 //!
 //! Why not reqwest: it has no place to vet the address that is about to be dialled (a literal address skips even its
-//! resolver), and it does not tell the phases apart. This is hyper (HTTP/1, HTTP/2) and h3 (HTTP/3) on connections
+//! resolver), and it does not time the phases separately. This is hyper (HTTP/1, HTTP/2) and h3 (HTTP/3) on connections
 //! that are made here: resolve, ask the policy, dial that very address.
 
 pub mod body;
@@ -28,7 +28,7 @@ use self::body::{Body, BodyReader};
 use self::timeline::{Timeline, Wire};
 use crate::FamilyFilter;
 use crate::address::dial::{self, DialError};
-use crate::address::{Found, LookupError, Resolver};
+use crate::address::{LookupError, Resolved, Resolver};
 use crate::lag::LagMonitor;
 use crate::limits::{Exceeded, HEADER_BYTES, HEADERS, Pieces, check_headers};
 use crate::metered::Metered;
@@ -194,7 +194,7 @@ async fn attempt(
     };
     // A name opens only what it resolves to, not an address that the caller put in its place.
     let found = if let Some(address) = request.resolve.or(literal) {
-        Found { addresses: vec![address], names: Names::default() }
+        Resolved { addresses: vec![address], names: Names::default() }
     } else {
         let found = resolver.lookup(&host, request.family).await?;
         timeline.resolved();
@@ -221,15 +221,15 @@ async fn attempt(
     };
     let handshake =
         |error: &dyn std::fmt::Display| StepError(FailureKind::Handshake, format!("TLS handshake failed: {error}"));
-    let (config, shown) = tls.client(alpn).map_err(|e| handshake(&e))?;
+    let (config, presented) = tls.client(alpn).map_err(|e| handshake(&e))?;
     let server_name = ServerName::try_from(host).map_err(|e| handshake(&e))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(server_name, stream).await;
-    // The time first: judging a chain of certificates is this host's work.
+    // The time first: verifying a chain of certificates is this host's work.
     timeline.secured(None);
-    let judged = shown.judged().await;
-    timeline.secured(judged.clone());
-    let (stream, details) = admitted(connected, judged, request.verify_tls).map_err(|refused| match refused {
-        Refused::Certificate(refusal) => StepError(FailureKind::Certificate, refusal),
+    let details = presented.verify().await;
+    timeline.secured(details.clone());
+    let (stream, details) = admitted(connected, details, request.verify_tls).map_err(|refused| match refused {
+        Refused::Certificate(reason) => StepError(FailureKind::Certificate, reason),
         Refused::Handshake(error) => handshake(&error),
     })?;
     let details = negotiated(stream.get_ref().1, details);

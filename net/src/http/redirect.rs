@@ -1,4 +1,4 @@
-//! Where a response leads to. Pure: whoever follows it makes another exchange, which is vetted like the first.
+//! Where a response leads to. Pure: following it is another exchange, vetted like the first.
 
 use http::HeaderMap;
 use http::header::LOCATION;

@@ -114,8 +114,8 @@ fn what_is_measured_beside_floods_is_right_or_marked() {
         waits.sort();
         // Where the kernel runs the good server's own thread late, the time is the server's, and nothing is said: on a busy
         // machine that happens to a few.
-        let told = waits.iter().filter(|(wait, _, degraded, _)| *wait < Duration::from_millis(5) || *degraded);
-        assert!(told.count() >= 40, "{waits:?}");
+        let reported = waits.iter().filter(|(wait, _, degraded, _)| *wait < Duration::from_millis(5) || *degraded);
+        assert!(reported.count() >= 40, "{waits:?}");
     });
 }
 

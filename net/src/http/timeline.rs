@@ -127,7 +127,7 @@ impl Timeline {
         self.phases.lock().request_start = Some(self.start.elapsed());
     }
 
-    /// The request was handed over, where no [`Wire`] sees it.
+    /// The request was given to the protocol library, where no [`Wire`] sees it.
     pub fn request_ended(&self) {
         self.last_write.store(self.stamp(), Ordering::Relaxed);
     }

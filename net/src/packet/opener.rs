@@ -29,7 +29,7 @@ impl Opener {
         std::thread::Builder::new().name("opener".into()).spawn(move || {
             privilege::drop_or_warn(privilege::RAW_SOCKETS);
             for Request { family, opened } in received {
-                // Whoever asked may be gone: the socket is closed then.
+                // The caller may be gone: the socket is closed then.
                 let _ = opened.send(open(family));
             }
         })?;
@@ -50,7 +50,7 @@ impl Opener {
 
 fn open(family: Family) -> io::Result<Socket> {
     let socket = Socket::new(family.domain(), Type::RAW, Some(Protocol::TCP))?;
-    // At once: without a filter the socket receives every segment that reaches this host.
+    // Immediately: without a filter the socket receives every segment that reaches this host.
     options::attach_reject_filter(&socket)?;
     socket.set_nonblocking(true)?;
     Ok(socket)

@@ -149,7 +149,8 @@ impl IcmpReceiver {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Passes messages of this flow to `owner`. The caller has bound the port, so that nobody else can have the flow.
+    /// Passes messages of this flow to `owner`. The caller has bound the port, so that no other process can have the
+    /// flow.
     pub fn claim(self: &Arc<Self>, flow: FlowKey, owner: Arc<dyn Demultiplexer>) -> Claim {
         self.shared.flows.lock().owners.insert(flow, owner);
         Claim { receiver: Arc::clone(self), flow }

@@ -35,7 +35,7 @@ pub fn has_route(target: Permitted) -> bool {
     leads_somewhere(target.socket_address(DISCARD_PORT))
 }
 
-/// As [`has_route`], for an address that nobody is about to send to.
+/// As [`has_route`], for an address that is not about to be sent to.
 #[must_use]
 pub fn leads_somewhere(destination: SocketAddr) -> bool {
     source_address(destination).err().is_none_or(|error| !is_no_route(&error))

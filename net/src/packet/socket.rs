@@ -19,7 +19,7 @@ const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(1);
 const MAX_READING: Duration = Duration::from_micros(100);
 const MAX_READINGS: u32 = 8;
 
-/// A moment on both clocks: `CLOCK_REALTIME`, which kernel timestamps use, and `CLOCK_MONOTONIC`, which nobody can set.
+/// A moment on both clocks: `CLOCK_REALTIME`, which kernel timestamps use, and `CLOCK_MONOTONIC`, which cannot be set.
 #[derive(Debug, Clone, Copy)]
 pub struct Timestamp {
     wall: Duration,
@@ -99,7 +99,7 @@ pub struct Received {
     pub dropped: u32,
     /// From the error queue: which send the transmit timestamp belongs to, counted from 0 (`SOF_TIMESTAMPING_OPT_ID`).
     pub send_id: Option<u32>,
-    /// From the error queue: the ICMP error that quotes a packet of ours.
+    /// From the error queue: the ICMP error that quotes a packet of this socket.
     pub error: Option<IcmpError>,
 }
 

@@ -40,7 +40,7 @@ impl EchoPayloads {
         Self { mac, size }
     }
 
-    /// Does the payload have room for a whole token?
+    /// Can the payload hold a whole token?
     #[must_use]
     pub fn hold_whole_tokens(&self) -> bool {
         self.size >= TOKEN
@@ -106,6 +106,6 @@ mod tests {
                 payloads(&key, 7, size).may_be_quoted(3, &sent) && !payloads(&key, 7, size).may_be_quoted(4, &sent)
             );
         }
-        assert!(payloads(&key, 7, 0).verify(3, &[]), "no room for a token: identifier, sequence and source decide");
+        assert!(payloads(&key, 7, 0).verify(3, &[]), "too short for a token: identifier, sequence and source decide");
     }
 }

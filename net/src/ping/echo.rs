@@ -45,7 +45,7 @@ impl EchoDemultiplexer {
         icmp::echo_request(self.family, identifier, seq, self.payloads.payload(seq))
     }
 
-    /// The request that a reply answers. A payload without room for a token leaves the source to tell it from a forgery.
+    /// The request that a reply answers. When the payload is too short for a token, only the source is compared.
     pub fn reply(
         &self,
         source: IpAddr,

@@ -144,7 +144,7 @@ impl Ping {
         parameters: &PingParameters,
         rate: Rate,
     ) -> Result<(Session, mpsc::UnboundedReceiver<Event<EchoResponse>>), StartError> {
-        // Checked first, so that both modes report it alike: a failure of this host is nobody's loss.
+        // Checked first, so that both modes report it alike: a failure of this host is no loss of packets.
         if !has_route(target) {
             return Err(StartError::no_route());
         }

@@ -41,7 +41,7 @@ impl Permitted {
     }
 }
 
-/// A refusal. Its text is for the author of the test.
+/// The policy's denial of an address. Its text is for the author of the test.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Target '{target}' is not allowed: {reason}.")]
 pub struct Denied {
@@ -71,7 +71,7 @@ impl Policy {
     /// [`Denied`], with the rule that refuses it.
     pub fn permit(&self, address: IpAddr, names: Option<&Names>) -> Result<Permitted, Denied> {
         let address = address.to_canonical();
-        self.judge(address, names).map(|()| Permitted { address, scope_id: 0 }).map_err(|reason| {
+        self.evaluate(address, names).map(|()| Permitted { address, scope_id: 0 }).map_err(|reason| {
             self.refusals.fetch_add(1, Ordering::Relaxed);
             let name = names.and_then(Names::last);
             let target = name.map_or_else(|| address.to_string(), |name| format!("{name} ({address})"));
@@ -80,7 +80,7 @@ impl Policy {
     }
 
     /// The reason why not.
-    fn judge(&self, address: IpAddr, names: Option<&Names>) -> Result<(), String> {
+    fn evaluate(&self, address: IpAddr, names: Option<&Names>) -> Result<(), String> {
         let forms = special::forms(address);
         let chosen = || names.into_iter().flat_map(Names::chosen);
         let denies = |rule: &&Rule| {
@@ -99,7 +99,7 @@ impl Policy {
         if opened(address) {
             return Ok(());
         }
-        // An alias opens nothing: anybody may let a name of theirs lead to an open one, and answer for that one too.
+        // An alias opens nothing: any zone may alias an open name, and answer for that one too.
         let name_opened = chosen().any(|name| self.allow.iter().any(|rule| rule.covers_name(name)));
         // An address that carries an IPv4 one reaches that one: both must be open.
         for form in forms {

@@ -12,9 +12,9 @@ pub struct Names(Vec<Arc<Lookup>>);
 #[derive(Debug, PartialEq, Eq)]
 struct Lookup {
     asked: String,
-    /// What the search list of this host made of it.
+    /// The name as the search list of this host completed it.
     completed: Option<String>,
-    /// Names that the answers went on to (CNAME): whoever controls the zone of one chooses the next.
+    /// Aliases in the answers (CNAME): the owner of the zone of one chooses the next.
     aliases: Vec<String>,
 }
 

@@ -55,7 +55,7 @@ impl FromStr for Rule {
     }
 }
 
-/// Addresses are judged in their canonical form: an IPv4-mapped one is IPv4, so a block of them is an IPv4 block.
+/// Addresses are compared in their canonical form: an IPv4-mapped one is IPv4, so a block of them is an IPv4 block.
 fn block(net: IpNet, text: &str) -> Result<Rule, String> {
     let IpNet::V6(v6) = net else { return Ok(Rule::Net(net.trunc())) };
     if let Some(v4) = v6.addr().to_ipv4_mapped()
@@ -68,7 +68,7 @@ fn block(net: IpNet, text: &str) -> Result<Rule, String> {
     let meant_as_mapped = v6.addr().to_ipv4_mapped().is_some() || v6.prefix_len() >= AROUND_MAPPED;
     if meant_as_mapped && holds_all_mapped(v6, mapped) {
         return Err(format!(
-            "'{text}' holds the IPv4-mapped addresses, which are judged as IPv4, and others: write the IPv4 block \
+            "'{text}' holds the IPv4-mapped addresses, which are compared as IPv4, and others: write the IPv4 block \
              (0.0.0.0/0 is all of them), and the IPv6 block without '::ffff:'"
         ));
     }

@@ -8,7 +8,7 @@ pub struct Closed {
     /// Follows "it is".
     pub reason: &'static str,
     /// Does a rule for a name open it? It does for private networks, which is what such a rule is for. It does not for
-    /// what is reached without a network: whoever controls the name's zone would choose what it opens.
+    /// what is reached without a network: the owner of the name's zone would choose what it opens.
     pub opened_by_name: bool,
 }
 
@@ -24,7 +24,7 @@ const fn host(reason: &'static str) -> Closed {
 pub const OWN: Closed = host("an address of this host");
 const METADATA: Closed = host("a cloud's metadata address");
 
-/// Instance metadata outside link-local addresses: credentials to whoever asks.
+/// Instance metadata outside link-local addresses: credentials for any client.
 const METADATA_V4: [Ipv4Addr; 3] = [
     // Alibaba Cloud, Azure, Oracle Cloud
     Ipv4Addr::new(100, 100, 100, 200),
@@ -100,11 +100,11 @@ fn closed_v6(a: Ipv6Addr) -> Option<Closed> {
         [0, 0, 0, 0, 0, 0, 0, 0] => host("the unspecified address"),
         [0, 0, 0, 0, 0, 0, 0, 1] => host("a loopback address"),
         [0, 0, 0, 0, 0, 0, ..] => network("an IPv4-compatible address (RFC 4291)"),
-        // NAT64: judged by the IPv4 address inside.
+        // NAT64: the IPv4 address inside decides.
         [0x64, 0xff9b, 0, 0, 0, 0, ..] => return None,
         [0x64, 0xff9b, 1, ..] => network("a local NAT64 address (RFC 8215)"),
         [0x100, 0, 0, 0 | 1, ..] => network("a discard-only address (RFC 6666)"),
-        // Teredo and 6to4: judged by the addresses inside.
+        // Teredo and 6to4: the addresses inside decide.
         [0x2001, 0, ..] | [0x2002, ..] => return None,
         [0x2001, 1, 0, 0, 0, 0, 0, 1..=3] | [0x2001, 3, ..] | [0x2001, 4, 0x112, ..] => return None,
         [0x2001, 2, 0, ..] => network("a benchmarking address (RFC 5180)"),

@@ -117,7 +117,7 @@ fn names_open_and_close_the_addresses_found_under_them() {
     }
 }
 
-/// The answers about a name go on to other names, which whoever controls a zone has chosen.
+/// The answers about a name may lead to other names, which the owner of a zone has chosen.
 #[test]
 fn aliases_are_denied_and_open_nothing() {
     let aliases = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
@@ -143,7 +143,7 @@ fn aliases_are_denied_and_open_nothing() {
 }
 
 #[test]
-fn a_name_is_judged_as_it_was_written_and_as_it_was_completed() {
+fn rules_match_a_name_as_it_was_written_and_as_it_was_completed() {
     let (private, global) = ("10.0.0.1".parse().expect("an address"), "8.8.8.8".parse().expect("an address"));
     let by_completion = policy("db.corp.example", "www.corp.example");
     let names = |name: &str| Names::new(name, &format!("{name}.corp.example."), &[]);
@@ -156,7 +156,7 @@ fn a_name_is_judged_as_it_was_written_and_as_it_was_completed() {
 }
 
 #[test]
-fn an_address_that_was_found_under_several_names_is_judged_by_all_of_them() {
+fn rules_match_every_name_that_an_address_was_found_under() {
     let policy = policy("open.example", "bad.example");
     let private = "10.0.0.1".parse().expect("an address");
     for order in [["open.example", "other.example"], ["other.example", "open.example"]] {

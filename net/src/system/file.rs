@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-/// What tells one version of a file from another, whether it was replaced or written in place.
+/// Distinguishes versions of a file, whether it was replaced or written in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Version {
     device: u64,

@@ -16,13 +16,13 @@ const POINT_TO_POINT: u32 = 127;
 
 pub type ReadAddresses = fn() -> io::Result<Vec<IpAddr>>;
 
-/// Read again at most once a second, by whoever asks next: asking costs a hash and a clock.
+/// Read again at most once a second, by the next caller: asking costs a hash and a clock.
 pub struct Interfaces {
     read: ReadAddresses,
-    known: RwLock<Known>,
+    known: RwLock<CachedAddresses>,
 }
 
-struct Known {
+struct CachedAddresses {
     addresses: HashSet<IpAddr>,
     read_at: Instant,
 }
@@ -33,7 +33,7 @@ impl Interfaces {
             tracing::warn!(%error, "the addresses of this host's interfaces are unknown and may be probed");
             vec![]
         });
-        let known = Known { addresses: addresses.into_iter().collect(), read_at: Instant::now() };
+        let known = CachedAddresses { addresses: addresses.into_iter().collect(), read_at: Instant::now() };
         Self { read, known: RwLock::new(known) }
     }
 
@@ -68,8 +68,8 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// RFC 4291, section 2.6.1: the first address of a link, which this host has too when it is a router, as whoever runs
-/// containers is.
+/// RFC 4291, section 2.6.1: the first address of a link, which this host has too when it is a router, as
+/// container hosts are.
 fn subnet_router_anycast(address: IpAddr, interface: &InterfaceAddress) -> Option<IpAddr> {
     let IpAddr::V6(address) = address else { return None };
     let Some(IpAddr::V6(mask)) = interface.netmask.as_ref().and_then(ip) else { return None };

@@ -63,7 +63,7 @@ pub struct ResolverConfig {
 }
 
 impl ResolverConfig {
-    /// Lines that make no sense are logged and passed over.
+    /// Invalid lines are logged and ignored.
     #[must_use]
     pub fn parse(text: &[u8]) -> Self {
         let (config, errors) = Config::parse_with_errors(text);

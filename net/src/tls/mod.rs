@@ -76,19 +76,20 @@ impl Tls {
         Ok(Self { provider, verifier, anchors })
     }
 
-    /// A configuration for one connection to a target, and what the server shows in its handshake. The handshake takes any
-    /// certificate: whoever connects judges it before sending anything.
+    /// A configuration for one connection to a target, and the certificates of its handshake. The handshake takes any
+    /// certificate: the caller verifies it before sending anything.
     ///
     /// # Errors
     /// When the cryptography does not fit, which is a mistake in this program.
-    pub fn client(&self, alpn: &[&str]) -> Result<(ClientConfig, Shown), rustls::Error> {
-        let shown = Shown { verifier: Arc::clone(&self.verifier), certificates: Arc::default() };
-        let recorder = Recorder { inner: Arc::clone(&self.verifier), certificates: Arc::clone(&shown.certificates) };
+    pub fn client(&self, alpn: &[&str]) -> Result<(ClientConfig, PresentedCertificates), rustls::Error> {
+        let presented = PresentedCertificates { verifier: Arc::clone(&self.verifier), certificates: Arc::default() };
+        let recorder =
+            Recorder { inner: Arc::clone(&self.verifier), certificates: Arc::clone(&presented.certificates) };
         let mut config = self.with(Arc::new(recorder))?;
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         // Every test makes its own, whole handshake.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok((config, shown))
+        Ok((config, presented))
     }
 
     /// A configuration for a server that the operator has chosen: its certificate is verified in the handshake.
@@ -118,11 +119,11 @@ struct Certificates {
     now: UnixTime,
 }
 
-/// What a server has shown in a handshake, well ended or not.
+/// The certificates of a server, from a handshake that may have failed.
 ///
 /// rustls asks for a verdict in the middle of the handshake, on the thread that does it, and the server chooses how long
 /// that takes: how many certificates there are, their keys and their names. So the handshake only records them.
-pub struct Shown {
+pub struct PresentedCertificates {
     verifier: Arc<WebPkiServerVerifier>,
     certificates: Arc<Mutex<Option<Certificates>>>,
 }
@@ -134,13 +135,13 @@ pub enum Refused<E> {
     Handshake(E),
 }
 
-impl Shown {
+impl PresentedCertificates {
     /// Verifies the certificate on a thread for such work. None: the server has shown none.
-    pub async fn judged(self) -> Option<TlsDetails> {
+    pub async fn verify(self) -> Option<TlsDetails> {
         let certificates = self.certificates.lock().take()?;
-        let judged = tokio::task::spawn_blocking(move || judge(&self.verifier, &certificates)).await;
+        let details = tokio::task::spawn_blocking(move || verify_chain(&self.verifier, &certificates)).await;
         // It is cut short when this program ends.
-        Some(judged.unwrap_or_else(|_| TlsDetails {
+        Some(details.unwrap_or_else(|_| TlsDetails {
             verify_error: Some("certificate was not verified".into()),
             ..TlsDetails::default()
         }))
@@ -154,20 +155,20 @@ impl Shown {
 /// See [`Refused`].
 pub fn admitted<T, E>(
     connected: Result<T, E>,
-    judged: Option<TlsDetails>,
+    details: Option<TlsDetails>,
     verify: bool,
 ) -> Result<(T, TlsDetails), Refused<E>> {
-    match (connected, judged) {
+    match (connected, details) {
         (_, Some(TlsDetails { verified: false, verify_error, .. })) if verify => {
             Err(Refused::Certificate(verify_error.unwrap_or_default()))
         }
         (Err(error), _) => Err(Refused::Handshake(error)),
         (Ok(_), None) if verify => Err(Refused::Certificate("the server has shown no certificate".into())),
-        (Ok(connection), judged) => Ok((connection, judged.unwrap_or_default())),
+        (Ok(connection), details) => Ok((connection, details.unwrap_or_default())),
     }
 }
 
-fn judge(verifier: &WebPkiServerVerifier, shown: &Certificates) -> TlsDetails {
+fn verify_chain(verifier: &WebPkiServerVerifier, shown: &Certificates) -> TlsDetails {
     let verification = shown.chain.split_first().map(|(end_entity, intermediates)| {
         verifier
             .verify_server_cert(end_entity, intermediates, &shown.server_name, &shown.ocsp_response, shown.now)
@@ -333,7 +334,8 @@ pub enum QuicError {
     Host(std::io::Error),
 }
 
-/// How much of a server's data waits to be read, over all streams: those of the server's own are read by nobody, or last.
+/// How much of a server's data waits to be read, over all streams: streams that the server opens are never read, or
+/// last.
 fn transport() -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
     transport.max_concurrent_bidi_streams(0_u32.into()).max_concurrent_uni_streams(SERVER_STREAMS.into());
@@ -354,7 +356,7 @@ pub async fn quic(
     verify: bool,
 ) -> Result<(quinn::Endpoint, quinn::Connection, TlsDetails), QuicError> {
     let handshake = |error: &dyn fmt::Display| QuicError::Handshake(error.to_string());
-    let (config, shown) = tls.client(&[alpn]).map_err(|e| handshake(&e))?;
+    let (config, presented) = tls.client(&[alpn]).map_err(|e| handshake(&e))?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(|e| handshake(&e))?;
     let local: SocketAddr =
         if target.address().is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
@@ -364,7 +366,7 @@ pub async fn quic(
     endpoint.set_default_client_config(config);
     let connecting = endpoint.connect(target.socket_address(port), server_name).map_err(|e| handshake(&e))?;
     let connected = connecting.await;
-    match admitted(connected, shown.judged().await, verify) {
+    match admitted(connected, presented.verify().await, verify) {
         Ok((connection, details)) => {
             let alpn = connection
                 .handshake_data()
@@ -373,7 +375,7 @@ pub async fn quic(
             // QUIC is TLS 1.3 by definition (RFC 9001); quinn does not say which cipher it uses.
             Ok((endpoint, connection, TlsDetails { version: Some("TLSv1.3".into()), alpn, ..details }))
         }
-        Err(Refused::Certificate(refusal)) => Err(QuicError::Certificate(refusal)),
+        Err(Refused::Certificate(reason)) => Err(QuicError::Certificate(reason)),
         Err(Refused::Handshake(quinn::ConnectionError::TransportError(error))) => Err(handshake(&error)),
         Err(Refused::Handshake(other)) => Err(QuicError::Connect(other.to_string())),
     }
@@ -385,19 +387,19 @@ mod tests {
 
     #[test]
     fn a_connection_is_used_only_with_a_certificate_that_was_verified() {
-        let judged = |verified: bool| {
+        let details = |verified: bool| {
             let verify_error = (!verified).then(|| "expired".to_owned());
             Some(TlsDetails { verified, verify_error, ..TlsDetails::default() })
         };
-        let refused = |connected: Result<(), &'static str>, judged, verify| admitted(connected, judged, verify).err();
-        assert_eq!(refused(Ok(()), judged(true), true), None);
-        assert_eq!(refused(Ok(()), judged(false), true), Some(Refused::Certificate("expired".into())));
-        assert_eq!(refused(Err("reset"), judged(false), true), Some(Refused::Certificate("expired".into())));
+        let refused = |connected: Result<(), &'static str>, details, verify| admitted(connected, details, verify).err();
+        assert_eq!(refused(Ok(()), details(true), true), None);
+        assert_eq!(refused(Ok(()), details(false), true), Some(Refused::Certificate("expired".into())));
+        assert_eq!(refused(Err("reset"), details(false), true), Some(Refused::Certificate("expired".into())));
         assert!(matches!(refused(Ok(()), None, true), Some(Refused::Certificate(_))));
-        assert_eq!(refused(Err("reset"), judged(true), true), Some(Refused::Handshake("reset")));
+        assert_eq!(refused(Err("reset"), details(true), true), Some(Refused::Handshake("reset")));
         assert_eq!(refused(Err("reset"), None, true), Some(Refused::Handshake("reset")));
-        assert_eq!(refused(Ok(()), judged(false), false), None);
+        assert_eq!(refused(Ok(()), details(false), false), None);
         assert_eq!(refused(Ok(()), None, false), None);
-        assert_eq!(refused(Err("reset"), judged(false), false), Some(Refused::Handshake("reset")));
+        assert_eq!(refused(Err("reset"), details(false), false), Some(Refused::Handshake("reset")));
     }
 }

@@ -60,7 +60,7 @@ impl ProbeTable {
         self.ports.iter().position(|own| *own == port)
     }
 
-    /// The first bytes of a datagram's payload, which tell probes apart too.
+    /// The first bytes of a datagram's payload, which distinguish probes too.
     fn payload_prefix(&self, probe: &ProbeFields) -> Option<[u8; 2]> {
         (self.template.transport == Transport::Udp).then(|| self.template.payload(probe).first_chunk().copied())?
     }

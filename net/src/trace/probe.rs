@@ -1,8 +1,8 @@
 //! The probe packets of a trace as bytes. Pure: no sockets, no clocks.
 //!
-//! Routers may quote only the first 8 bytes behind the IP header, so these must tell the probes apart, without changing
-//! what paths are chosen by (ports; for ICMP type, code, checksum and identifier). This is Paris traceroute (Augustin et
-//! al., 2006):
+//! Routers may quote only the first 8 bytes behind the IP header, so these must distinguish the probes, without
+//! changing what paths are chosen by (ports; for ICMP type, code, checksum and identifier). This is Paris traceroute
+//! (Augustin et al., 2006):
 //!
 //! | protocol | probes differ in | flow kept constant by |
 //! | --- | --- | --- |
@@ -48,7 +48,7 @@ pub enum Flows {
 }
 
 impl Flows {
-    /// `port_per_probe`: the sockets tell probes of TCP and UDP apart by port only.
+    /// `port_per_probe`: the sockets distinguish probes of TCP and UDP by port only.
     #[must_use]
     pub fn of(template: &Template, packets: &[ProbePacket], port_per_probe: bool) -> Self {
         let udp_without_data = template.transport == Transport::Udp && !template.keeps_flow_constant();
@@ -80,7 +80,7 @@ pub struct Template {
     pub question: Option<Query>,
 }
 
-/// The field of the first 8 bytes that tells a probe from the others of its flow.
+/// The field of the first 8 bytes that distinguishes a probe from the others of its flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProbeId {
     IcmpSeq(u16),
@@ -128,7 +128,7 @@ impl Template {
         }
     }
 
-    /// Can 8 bytes tell probes of one flow apart without changing what paths are chosen by?
+    /// Can 8 bytes distinguish probes of one flow without changing what paths are chosen by?
     #[must_use]
     pub fn keeps_flow_constant(&self) -> bool {
         self.transport == Transport::Tcp || self.payload_size >= 2

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_ended_makes_room_for_another() {
+    fn an_ended_session_leaves_capacity_for_another() {
         let budget = Budget::default();
         let mut held: Vec<_> = (0..SESSIONS).map(|_| budget.session().expect("within the limit")).collect();
         assert_eq!(budget.session().map(drop), Err(Exceeded::Sessions));

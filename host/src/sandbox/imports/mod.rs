@@ -33,7 +33,7 @@ use scouter_net::policy::{Denied, Names, Permitted, Policy};
 
 use super::budget::{Exceeded, LimitHit, Use};
 use super::cpu::CpuTime;
-use super::guest::{Guest, Holds};
+use super::guest::{Guest, HasGuest};
 use super::progress::Progress;
 use crate::services::Services;
 use weight::Weigh;
@@ -69,7 +69,7 @@ pub struct RunState {
     names: HashMap<IpAddr, Names>,
 }
 
-impl Holds for RunState {
+impl HasGuest for RunState {
     fn guest(&mut self) -> &mut Guest {
         &mut self.guest
     }
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_of_an_engine_is_told_apart_from_a_trap() {
+    async fn a_panic_of_an_engine_is_an_error_of_the_engine() {
         let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
         for io in [Handle::current(), other.handle().clone()] {
             let cpu = CpuTime::default();

@@ -24,7 +24,7 @@ const PATTERNS: usize = 64;
 const PROPERTIES: usize = 256;
 
 /// What a keyword of JSON Schema holds.
-pub enum Holds {
+pub enum HasGuest {
     /// A schema.
     Schema,
     /// A list of schemas.
@@ -35,7 +35,7 @@ pub enum Holds {
     Data,
 }
 
-pub fn holds(keyword: &str) -> Holds {
+pub fn holds(keyword: &str) -> HasGuest {
     match keyword {
         "additionalProperties"
         | "contains"
@@ -47,13 +47,13 @@ pub fn holds(keyword: &str) -> Holds {
         | "propertyNames"
         | "then"
         | "unevaluatedItems"
-        | "unevaluatedProperties" => Holds::Schema,
-        "allOf" | "anyOf" | "oneOf" | "prefixItems" => Holds::List,
+        | "unevaluatedProperties" => HasGuest::Schema,
+        "allOf" | "anyOf" | "oneOf" | "prefixItems" => HasGuest::List,
         // `dependencies` is of draft 7, and applied in every one. A list of names in it is no object.
         "$defs" | "definitions" | "dependencies" | "dependentSchemas" | "patternProperties" | "properties" => {
-            Holds::Map
+            HasGuest::Map
         }
-        _ => Holds::Data,
+        _ => HasGuest::Data,
     }
 }
 
@@ -74,9 +74,9 @@ fn holds_objects(value: &Value) -> bool {
 fn for_each_inside<'a>(schema: &'a Map<String, Value>, mut each: impl FnMut(&'a Value)) {
     for (keyword, value) in schema {
         match (holds(keyword), value) {
-            (Holds::Schema, schema) => each(schema),
-            (Holds::List, Value::Array(list)) => list.iter().for_each(&mut each),
-            (Holds::Map, Value::Object(map)) => map.values().for_each(&mut each),
+            (HasGuest::Schema, schema) => each(schema),
+            (HasGuest::List, Value::Array(list)) => list.iter().for_each(&mut each),
+            (HasGuest::Map, Value::Object(map)) => map.values().for_each(&mut each),
             _ => {}
         }
     }
@@ -88,9 +88,9 @@ pub fn for_each_mut(schema: &mut Value, each: &mut impl FnMut(&mut Map<String, V
     each(keywords);
     for (keyword, value) in keywords {
         match (holds(keyword), value) {
-            (Holds::Schema, schema) => for_each_mut(schema, each),
-            (Holds::List, Value::Array(list)) => list.iter_mut().for_each(|schema| for_each_mut(schema, each)),
-            (Holds::Map, Value::Object(map)) => map.values_mut().for_each(|schema| for_each_mut(schema, each)),
+            (HasGuest::Schema, schema) => for_each_mut(schema, each),
+            (HasGuest::List, Value::Array(list)) => list.iter_mut().for_each(|schema| for_each_mut(schema, each)),
+            (HasGuest::Map, Value::Object(map)) => map.values_mut().for_each(|schema| for_each_mut(schema, each)),
             _ => {}
         }
     }
@@ -206,7 +206,9 @@ impl<'a> Bounds<'a> {
                     return Err(format!("has a pattern of more than {PATTERN_BYTES} bytes"));
                 }
                 (keyword, value)
-                    if matches!(holds(keyword), Holds::Data) && holds_objects(value) && !may_hold_objects(keyword) =>
+                    if matches!(holds(keyword), HasGuest::Data)
+                        && holds_objects(value)
+                        && !may_hold_objects(keyword) =>
                 {
                     let shown: String = keyword.chars().take(100).collect();
                     return Err(format!("uses the keyword '{}', which is not supported", shown.escape_debug()));
@@ -233,9 +235,9 @@ impl<'a> Bounds<'a> {
         let mut total = Parts { values: 1, patterns: 0 };
         for (keyword, value) in keywords {
             let parts = match (holds(keyword), value) {
-                (Holds::Schema, schema) => self.expanded(schema)?,
-                (Holds::List, Value::Array(list)) => self.all(list.iter())?,
-                (Holds::Map, Value::Object(map)) => self.all(map.values())?,
+                (HasGuest::Schema, schema) => self.expanded(schema)?,
+                (HasGuest::List, Value::Array(list)) => self.all(list.iter())?,
+                (HasGuest::Map, Value::Object(map)) => self.all(map.values())?,
                 (_, Value::String(reference)) if keyword == "$ref" => self.referred(reference)?,
                 (_, value) => Parts::of(value),
             };

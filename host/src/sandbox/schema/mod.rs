@@ -65,11 +65,11 @@ struct Property {
 }
 
 impl Property {
-    fn refusal(&self, name: &str, value: &Value) -> Option<String> {
+    fn error_in(&self, name: &str, value: &Value) -> Option<String> {
         if self.accepts.is_too_large(value) {
-            return Some(refusal(name, value, &expectation(&normalise::with_integer_bounds(&self.schema))));
+            return Some(value_error(name, value, &expectation(&normalise::with_integer_bounds(&self.schema))));
         }
-        (!self.validator.is_valid(value)).then(|| refusal(name, value, &expectation(&self.schema)))
+        (!self.validator.is_valid(value)).then(|| value_error(name, value, &expectation(&self.schema)))
     }
 }
 
@@ -148,8 +148,8 @@ impl OptionsSchema {
             return Err("Provided options are not allowed: checking them takes too many steps.".into());
         }
         let mut given = normal.as_object().into_iter().flatten();
-        let refusal = given.find_map(|(name, value)| self.properties.get(name)?.refusal(name, value));
-        if let Some(message) = refusal {
+        let error = given.find_map(|(name, value)| self.properties.get(name)?.error_in(name, value));
+        if let Some(message) = error {
             return Err(message);
         }
         if !self.validator.is_valid(&normal) {
@@ -192,7 +192,7 @@ impl OptionsSchema {
 
 /// The text for a value that is not allowed.
 #[must_use]
-pub fn refusal(name: &str, value: &Value, expected: &str) -> String {
+pub fn value_error(name: &str, value: &Value, expected: &str) -> String {
     let shown = match value {
         Value::String(text) => shortened(text),
         Value::Array(items) if bounds::values(value) > SHOWN_CHARS => format!("a list of {} items", items.len()),
@@ -236,7 +236,7 @@ impl ResultSchema {
         &self.schema
     }
 
-    /// Does a check of this result take no more than some tenths of a millisecond? With patterns nobody knows.
+    /// Does a check of this result take no more than some tenths of a millisecond? With patterns that is unknown.
     #[must_use]
     pub fn is_quick(&self, result: &Value) -> bool {
         !self.has_patterns && Steps { root: &self.schema, left: QUICK_STEPS }.count(&self.schema, result).is_some()

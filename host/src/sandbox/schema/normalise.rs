@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::bounds::{Holds, for_each_mut, holds, target};
+use super::bounds::{HasGuest, for_each_mut, holds, target};
 
 /// Keywords that hold other schemas of the same value.
 const APPLICATORS: [&str; 3] = ["allOf", "anyOf", "oneOf"];
@@ -22,9 +22,9 @@ fn dereferenced(root: &Value, schema: &Value) -> Value {
     for (keyword, value) in keywords {
         let value = match (holds(keyword), value) {
             _ if ["$ref", "$defs", "definitions"].contains(&keyword.as_str()) => continue,
-            (Holds::Schema, inside) => dereferenced(root, inside),
-            (Holds::List, Value::Array(list)) => list.iter().map(|inside| dereferenced(root, inside)).collect(),
-            (Holds::Map, Value::Object(map)) => {
+            (HasGuest::Schema, inside) => dereferenced(root, inside),
+            (HasGuest::List, Value::Array(list)) => list.iter().map(|inside| dereferenced(root, inside)).collect(),
+            (HasGuest::Map, Value::Object(map)) => {
                 map.iter().map(|(name, inside)| (name.clone(), dereferenced(root, inside))).collect()
             }
             (_, data) => data.clone(),

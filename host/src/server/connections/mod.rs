@@ -382,7 +382,7 @@ impl Exchange {
         loop {
             let mut here = std::pin::pin!(connection.written.notified());
             let mut anywhere = std::pin::pin!(connections.written.notified());
-            // From here on they hear of every change.
+            // From here on they are notified of every change.
             here.as_mut().enable();
             anywhere.as_mut().enable();
             if connection.close.is_cancelled() {

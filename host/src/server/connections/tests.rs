@@ -101,7 +101,7 @@ fn too_much_to_write_closes_the_client_that_has_not_read_for_longest() {
     }
     exchanges[2].add(100, 100);
     all.relieve(Instant::now());
-    assert!(!tickets.iter().any(is_closed), "nobody has waited for long");
+    assert!(!tickets.iter().any(is_closed), "no connection has waited for long");
     let later = Instant::now() + STALLED;
     all.relieve(later);
     assert_eq!(tickets.each_ref().map(is_closed), [false, true, false]);

@@ -1,13 +1,13 @@
-//! Chrome's events: its `DevTools` protocol. (In WebDriver BiDi it tells too little: the end of a body is the end of its
-//! headers there, an unknown time is 0, and redirects get each other's status.) A redirect may show the headers of the one
-//! before; those of the events with the headers as they were on the wire are right.
+//! Chrome's events: its `DevTools` protocol. (In WebDriver BiDi it reports too little: the end of a body is the end of
+//! its headers there, an unknown time is 0, and redirects get each other's status.) A redirect may show the headers of
+//! the one before; those of the events with the headers as they were on the wire are right.
 
 use serde::Deserialize;
 use serde_json::value::Value;
 use serde_json::{Map, Number};
 
 use super::super::message::{Event, Text, first};
-use super::{Begun, Collector, HOPS, Head, Header, REQUESTS, Said, whole};
+use super::{Collector, ConsoleMessage, HOPS, Head, Header, REQUESTS, RequestStart, whole};
 
 /// Of a message: how much of what was logged is read.
 const ARGUMENTS: usize = 100;
@@ -184,9 +184,9 @@ struct CallFrame {
     line_number: Option<Number>,
 }
 
-/// What one event says.
+/// An event of the `DevTools` protocol.
 #[derive(Debug)]
-pub enum Told {
+pub enum DevToolsEvent {
     Crashed,
     RequestWillBeSent(Box<RequestWillBeSent>),
     ExtraInfo(ExtraInfo),
@@ -196,23 +196,27 @@ pub enum Told {
     LifecycleEvent(LifecycleEvent),
 }
 
-/// None: it is of no interest.
-pub(super) fn read(event: &Event<'_>) -> Option<super::Told> {
-    Some(super::Told::Chrome(match event.method {
-        "Inspector.targetCrashed" => Told::Crashed,
-        "Network.requestWillBeSent" => Told::RequestWillBeSent(event.params()?),
-        "Network.responseReceivedExtraInfo" => Told::ExtraInfo(event.params()?),
-        "Network.responseReceived" => Told::ResponseReceived(event.params()?),
-        "Network.loadingFinished" => Told::LoadingFinished(event.params()?),
-        "Network.loadingFailed" => Told::LoadingFailed(event.params()?),
-        "Page.lifecycleEvent" => Told::LifecycleEvent(event.params()?),
-        "Runtime.consoleAPICalled" => return Some(super::Told::Said(event.params::<ConsoleApiCalled>()?.into())),
-        "Runtime.exceptionThrown" => return Some(super::Told::Said(event.params::<ExceptionThrown>()?.into())),
+/// None: the collector does not use it.
+pub(super) fn read(event: &Event<'_>) -> Option<super::BrowserEvent> {
+    Some(super::BrowserEvent::Chrome(match event.method {
+        "Inspector.targetCrashed" => DevToolsEvent::Crashed,
+        "Network.requestWillBeSent" => DevToolsEvent::RequestWillBeSent(event.params()?),
+        "Network.responseReceivedExtraInfo" => DevToolsEvent::ExtraInfo(event.params()?),
+        "Network.responseReceived" => DevToolsEvent::ResponseReceived(event.params()?),
+        "Network.loadingFinished" => DevToolsEvent::LoadingFinished(event.params()?),
+        "Network.loadingFailed" => DevToolsEvent::LoadingFailed(event.params()?),
+        "Page.lifecycleEvent" => DevToolsEvent::LifecycleEvent(event.params()?),
+        "Runtime.consoleAPICalled" => {
+            return Some(super::BrowserEvent::Console(event.params::<ConsoleApiCalled>()?.into()));
+        }
+        "Runtime.exceptionThrown" => {
+            return Some(super::BrowserEvent::Console(event.params::<ExceptionThrown>()?.into()));
+        }
         _ => return None,
     }))
 }
 
-impl From<ConsoleApiCalled> for Said {
+impl From<ConsoleApiCalled> for ConsoleMessage {
     fn from(called: ConsoleApiCalled) -> Self {
         let level = match &*called.r#type {
             "error" | "assert" => "error",
@@ -225,7 +229,7 @@ impl From<ConsoleApiCalled> for Said {
     }
 }
 
-impl From<ExceptionThrown> for Said {
+impl From<ExceptionThrown> for ConsoleMessage {
     fn from(thrown: ExceptionThrown) -> Self {
         let details = thrown.exception_details;
         let own = (details.url.known(), line_of(details.line_number.as_ref()));
@@ -238,19 +242,19 @@ impl From<ExceptionThrown> for Said {
 }
 
 impl Collector {
-    pub(super) fn chrome(&mut self, told: Told) {
-        match told {
-            Told::Crashed => self.crashed = true,
-            Told::RequestWillBeSent(sent) => self.request_will_be_sent(*sent),
-            Told::ExtraInfo(extra) => self.extra_info(extra),
-            Told::ResponseReceived(received) => {
+    pub(super) fn chrome(&mut self, event: DevToolsEvent) {
+        match event {
+            DevToolsEvent::Crashed => self.crashed = true,
+            DevToolsEvent::RequestWillBeSent(sent) => self.request_will_be_sent(*sent),
+            DevToolsEvent::ExtraInfo(extra) => self.extra_info(extra),
+            DevToolsEvent::ResponseReceived(received) => {
                 if let Some(place) = self.place(&received.request_id) {
                     self.chrome_response(place, received.response);
                 }
             }
-            Told::LoadingFinished(ended) => self.loading_ended(ended, false),
-            Told::LoadingFailed(ended) => self.loading_ended(ended, true),
-            Told::LifecycleEvent(happened) => {
+            DevToolsEvent::LoadingFinished(ended) => self.loading_ended(ended, false),
+            DevToolsEvent::LoadingFailed(ended) => self.loading_ended(ended, true),
+            DevToolsEvent::LifecycleEvent(happened) => {
                 if *happened.name == *"load" && *happened.frame_id == self.top {
                     self.loaded = Some(happened.loader_id.0);
                 }
@@ -292,7 +296,7 @@ impl Collector {
         }
         let hops = self.hops.get(&*id).copied().unwrap_or(0);
         let (started, url, method) = (sent.wall_time * 1e3, &sent.request.url, &sent.request.method);
-        let place = self.begin(Begun { key: (id.0, hops), top, started, url, method, destination });
+        let place = self.begin(RequestStart { key: (id.0, hops), top, started, url, method, destination });
         if let Some(entry) = place.and_then(|place| self.entries.get_mut(place)) {
             entry.chrome = Clock { sent: sent.timestamp, wall: sent.wall_time };
         }

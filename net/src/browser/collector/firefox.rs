@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Number;
 
 use super::super::message::{Event, Text, first};
-use super::{Begun, Collector, Entry, FRAMES, Head, Header, Key, Said, whole};
+use super::{Collector, ConsoleMessage, Entry, FRAMES, Head, Header, Key, RequestStart, whole};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -118,9 +118,9 @@ struct HeaderValue {
     value: String,
 }
 
-/// What one event says.
+/// An event of WebDriver `BiDi`.
 #[derive(Debug)]
-pub enum Told {
+pub enum BidiEvent {
     ContextCreated(ContextCreated),
     Load(Loaded),
     EntryAdded(EntryAdded),
@@ -129,41 +129,41 @@ pub enum Told {
     ResponseEnded(Box<Network>),
 }
 
-/// None: it is of no interest.
-pub(super) fn read(event: &Event<'_>) -> Option<Told> {
+/// None: the collector does not use it.
+pub(super) fn read(event: &Event<'_>) -> Option<BidiEvent> {
     Some(match event.method {
-        "browsingContext.contextCreated" => Told::ContextCreated(event.params()?),
-        "browsingContext.load" => Told::Load(event.params()?),
-        "log.entryAdded" => Told::EntryAdded(event.params()?),
-        "network.beforeRequestSent" => Told::BeforeRequestSent(event.params()?),
-        "network.responseStarted" => Told::ResponseStarted(event.params()?),
-        "network.responseCompleted" | "network.fetchError" => Told::ResponseEnded(event.params()?),
+        "browsingContext.contextCreated" => BidiEvent::ContextCreated(event.params()?),
+        "browsingContext.load" => BidiEvent::Load(event.params()?),
+        "log.entryAdded" => BidiEvent::EntryAdded(event.params()?),
+        "network.beforeRequestSent" => BidiEvent::BeforeRequestSent(event.params()?),
+        "network.responseStarted" => BidiEvent::ResponseStarted(event.params()?),
+        "network.responseCompleted" | "network.fetchError" => BidiEvent::ResponseEnded(event.params()?),
         _ => return None,
     })
 }
 
 impl Collector {
-    pub(super) fn firefox(&mut self, told: Told) {
-        match told {
-            Told::ContextCreated(created) => {
+    pub(super) fn firefox(&mut self, event: BidiEvent) {
+        match event {
+            BidiEvent::ContextCreated(created) => {
                 let known = |context: &Text| self.contexts.contains(&**context);
                 if (known(&created.parent) || known(&created.original_opener)) && self.contexts.len() < FRAMES {
                     self.contexts.insert(created.context.0);
                 }
             }
-            Told::Load(loaded) => {
+            BidiEvent::Load(loaded) => {
                 if *loaded.context == self.top {
                     self.loaded = loaded.navigation.known();
                 }
             }
-            Told::EntryAdded(added) => self.entry_added(added),
-            Told::BeforeRequestSent(network) => {
+            BidiEvent::EntryAdded(added) => self.entry_added(added),
+            BidiEvent::BeforeRequestSent(network) => {
                 if self.contexts.contains(&*network.context) {
                     self.before_request_sent(*network);
                 }
             }
-            Told::ResponseStarted(network) => self.response(*network, false),
-            Told::ResponseEnded(network) => self.response(*network, true),
+            BidiEvent::ResponseStarted(network) => self.response(*network, false),
+            BidiEvent::ResponseEnded(network) => self.response(*network, true),
         }
     }
 
@@ -175,7 +175,7 @@ impl Collector {
         }
         let Request { destination, initiator_type, url, method, .. } = network.request;
         let destination = destination.known().unwrap_or(initiator_type.0);
-        self.begin(Begun { key, top, started: network.timestamp, url: &url, method: &method, destination });
+        self.begin(RequestStart { key, top, started: network.timestamp, url: &url, method: &method, destination });
     }
 
     fn response(&mut self, network: Network, done: bool) {
@@ -192,7 +192,7 @@ impl Collector {
                 version: response.protocol,
                 mime_type: response.mime_type,
             });
-            // They come with every event of the response; the room may be filled meanwhile.
+            // They come with every event of the response; the limit may be reached meanwhile.
             if let Some(headers) = headers.filter(|headers| !headers.is_empty()) {
                 exchange.headers = headers;
             }
@@ -219,7 +219,7 @@ impl Collector {
             let frame = added.stack_trace.and_then(|stack| stack.call_frames.into_iter().next()).unwrap_or_default();
             // Counted from 0 there.
             let line = whole(frame.line_number.as_ref()).and_then(|line| u32::try_from(line + 1).ok());
-            self.say(Said { level: added.level.0, text: added.text.0, url: frame.url.known(), line });
+            self.log(ConsoleMessage { level: added.level.0, text: added.text.0, url: frame.url.known(), line });
         }
     }
 }

@@ -78,8 +78,8 @@ pub struct Collector {
     pub crashed: bool,
 }
 
-/// What a request is known by when it begins.
-struct Begun<'a> {
+/// The start of a request.
+struct RequestStart<'a> {
     key: Key,
     top: bool,
     started: f64,
@@ -90,23 +90,23 @@ struct Begun<'a> {
 
 /// A message of the console.
 #[derive(Debug)]
-pub struct Said {
+pub struct ConsoleMessage {
     level: String,
     text: String,
     url: Option<String>,
     line: Option<u32>,
 }
 
-/// What an event says, as far as it is of interest. A page decides how long it takes to read one.
+/// An event of a browser, reduced to what the collector uses. A page decides how long it takes to parse one.
 #[derive(Debug)]
-pub enum Told {
-    Chrome(chrome::Told),
-    Firefox(firefox::Told),
-    Said(Said),
+pub enum BrowserEvent {
+    Chrome(chrome::DevToolsEvent),
+    Firefox(firefox::BidiEvent),
+    Console(ConsoleMessage),
 }
 
-impl Told {
-    /// None: it is of no interest.
+impl BrowserEvent {
+    /// None: the collector does not use it.
     #[must_use]
     pub fn read(kind: Kind, event: &Event<'_>) -> Option<Self> {
         match kind {
@@ -115,14 +115,15 @@ impl Told {
         }
     }
 
-    /// A message that nobody has read, because it is too long. Requests so long are for `data:` URLs, and of no interest.
+    /// A message that was skipped because it is too long. Requests of this length are for `data:` URLs, and are
+    /// ignored.
     #[must_use]
     pub fn too_long(head: &[u8], bytes: u64) -> Option<Self> {
         let head = String::from_utf8_lossy(head);
         let said = ["log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"];
         let text = format!("(a message of {} MiB)", bytes >> 20);
-        let message = Said { level: "info".into(), text, url: None, line: None };
-        said.iter().any(|method| head.contains(method)).then_some(Self::Said(message))
+        let message = ConsoleMessage { level: "info".into(), text, url: None, line: None };
+        said.iter().any(|method| head.contains(method)).then_some(Self::Console(message))
     }
 }
 
@@ -146,11 +147,11 @@ impl Collector {
         }
     }
 
-    pub fn take(&mut self, told: Told) {
-        match told {
-            Told::Chrome(told) => self.chrome(told),
-            Told::Firefox(told) => self.firefox(told),
-            Told::Said(said) => self.say(said),
+    pub fn take(&mut self, event: BrowserEvent) {
+        match event {
+            BrowserEvent::Chrome(event) => self.chrome(event),
+            BrowserEvent::Firefox(event) => self.firefox(event),
+            BrowserEvent::Console(message) => self.log(message),
         }
     }
 
@@ -168,34 +169,34 @@ impl Collector {
     }
 
     /// The place of the new entry, if there is one.
-    fn begin(&mut self, begun: Begun<'_>) -> Option<usize> {
-        if !begun.url.starts_with("http:") && !begun.url.starts_with("https:") {
+    fn begin(&mut self, start: RequestStart<'_>) -> Option<usize> {
+        if !start.url.starts_with("http:") && !start.url.starts_with("https:") {
             return None;
         }
-        let parsed = url::Url::parse(begun.url).ok()?;
+        let parsed = url::Url::parse(start.url).ok()?;
         self.requests += 1;
         if self.entries.len() > REQUESTS {
             return None;
         }
         let place = self.entries.len();
-        self.places.insert(begun.key, place);
+        self.places.insert(start.key, place);
         self.entries.push(Entry {
             host: parsed.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
             port: parsed.port_or_known_default().unwrap_or(0),
             exchange: Exchange {
-                url: beginning(begun.url, TEXT_BYTES).to_owned(),
-                method: beginning(begun.method, WORD_BYTES).to_owned(),
-                destination: beginning(&begun.destination, WORD_BYTES).to_owned(),
+                url: beginning(start.url, TEXT_BYTES).to_owned(),
+                method: beginning(start.method, WORD_BYTES).to_owned(),
+                destination: beginning(&start.destination, WORD_BYTES).to_owned(),
                 ..Exchange::default()
             },
-            top: begun.top,
-            started: begun.started,
+            top: start.top,
+            started: start.started,
             ..Entry::default()
         });
         Some(place)
     }
 
-    /// The headers, if there is still room for them.
+    /// The headers, or none beyond the limit for all headers of a page.
     fn bounded(&mut self, headers: Vec<Header>) -> Vec<Header> {
         let size = size_of(&headers);
         if self.header_bytes + size > KEPT_HEADER_BYTES {
@@ -205,10 +206,10 @@ impl Collector {
         headers
     }
 
-    fn say(&mut self, said: Said) {
+    fn log(&mut self, message: ConsoleMessage) {
         if self.console.len() < MESSAGES {
             let cut = |text: String| text.chars().take(MESSAGE_CHARS).collect();
-            let Said { level, text, url, line } = said;
+            let ConsoleMessage { level, text, url, line } = message;
             self.console.push(Message {
                 level: beginning(&level, WORD_BYTES).to_owned(),
                 text: cut(text),
@@ -227,7 +228,7 @@ impl Collector {
         }
     }
 
-    /// Lays the headers from the wire to the responses that they belong to: they come in the same order.
+    /// Assigns headers from the wire to their responses: both come in the same order.
     fn take_wire(&mut self) {
         let mut hops: Vec<_> = self.places.iter().collect();
         hops.sort();
@@ -246,7 +247,7 @@ impl Collector {
     #[must_use]
     pub fn finish(mut self, began: f64) -> (Vec<Entry>, usize) {
         self.take_wire();
-        // What Firefox has in its memory it shows as if it were fetched again.
+        // Firefox reports resources from its memory cache as if they were fetched again.
         let repeated =
             |entry: &Entry| entry.cached || (entry.exchange.timings.total.is_none() && entry.error.is_none());
         let beyond = self.requests - self.entries.len();
@@ -261,11 +262,11 @@ impl Collector {
             entry.exchange.started_ms = (entry.started - began).max(0.0);
         }
         // Whole exchanges are left out, and counted; none is shown without its headers.
-        let (all, mut place, mut room) = (self.entries.len(), 0, HEADER_BYTES);
+        let (all, mut place, mut bytes_left) = (self.entries.len(), 0, HEADER_BYTES);
         self.entries.retain(|entry| {
             place += 1;
-            room = room.saturating_sub(size_of(&entry.exchange.headers));
-            entry.exchange.role == Role::Document || (place <= SHOWN && room > 0)
+            bytes_left = bytes_left.saturating_sub(size_of(&entry.exchange.headers));
+            entry.exchange.role == Role::Document || (place <= SHOWN && bytes_left > 0)
         });
         let hidden = all - self.entries.len() + beyond;
         (self.entries, hidden)
@@ -276,7 +277,7 @@ fn size_of(headers: &[Header]) -> usize {
     headers.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
-/// What both browsers tell of a response's head. Its headers are bounded together.
+/// A response's head, as both browsers report it. The headers of all responses have one limit.
 struct Head {
     status: Option<Number>,
     reason: Text,

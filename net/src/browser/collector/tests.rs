@@ -4,7 +4,7 @@ use super::*;
 fn deliver(collector: &mut Collector, message: &str) {
     let kind = if message.contains(r#""type":"event""#) { Kind::Firefox } else { Kind::Chrome };
     read(message.as_bytes(), |message| match message {
-        Message::Event(event) => Told::read(kind, &event).into_iter().for_each(|told| collector.take(told)),
+        Message::Event(event) => BrowserEvent::read(kind, &event).into_iter().for_each(|event| collector.take(event)),
         Message::Answer(..) => panic!("an event"),
     })
     .expect("a message");
@@ -169,8 +169,8 @@ fn an_array_that_firefox_spells_out_is_not_read() {
     );
     for (method, megabytes) in [("log.entryAdded", 22), ("network.beforeRequestSent", 20)] {
         let head = format!(r#"{{"type":"event","method":"{method}","params":{{"#);
-        if let Some(told) = Told::too_long(head.as_bytes(), megabytes << 20) {
-            page.take(told);
+        if let Some(event) = BrowserEvent::too_long(head.as_bytes(), megabytes << 20) {
+            page.take(event);
         }
     }
     let said: Vec<_> = page.console.iter().map(|said| (said.text.as_str(), said.line)).collect();
@@ -178,7 +178,7 @@ fn an_array_that_firefox_spells_out_is_not_read() {
 }
 
 #[test]
-fn firefox_tells_of_a_document_and_its_failure() {
+fn firefox_reports_a_document_and_its_failure() {
     let mut page = Collector::new("T");
     let event = |method: &str, more: &str| {
         format!(

@@ -2,9 +2,9 @@
 //! policy, and dials that very address, so that no answer of a name server and no redirect leads past the policy; and it
 //! keeps a record of each connection, because the browser sees only the proxy.
 //!
-//! Only that browser may use it: whoever else on this host connects to it is refused, since the policy may open more than
-//! others on this host may reach. Neither browser can be given a password for a SOCKS proxy, so the process that made the
-//! connection decides.
+//! Only that browser may use it: connections of other processes on this host are refused, since the policy may open
+//! more than others on this host may reach. Neither browser can be given a password for a SOCKS proxy, so the process
+//! that made the connection decides.
 
 pub mod message;
 
@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::supervisor::ParentPipe;
 use crate::FamilyFilter;
 use crate::address::dial::{self, DialError};
-use crate::address::{Found, Resolver};
+use crate::address::{Resolved, Resolver};
 use crate::os_error::is_local;
 use crate::packet::route::has_route;
 use crate::policy::{Names, Policy};
@@ -33,8 +33,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(30);
 /// What one page may load, over all of its connections, in both directions.
 const PAGE_BYTES: u64 = 64 << 20;
-/// Connections that one page may make, and have at once. Requests are bounded where they are seen, and that bound must
-/// be passed first, with a connection for each of them; this one is for what is no request, such as websockets.
+/// Connections that one page may make, and have concurrently. Requests are bounded where they are seen, and that bound
+/// must be passed first, with a connection for each of them; this one is for what is no request, such as websockets.
 pub const CONNECTIONS: usize = 4000;
 const AT_ONCE: usize = 256;
 const CHUNK: usize = 64 << 10;
@@ -90,8 +90,8 @@ pub struct Visit {
     open: AtomicUsize,
     /// When the page wanted one connection more than it may make.
     crowded: OnceLock<Instant>,
-    /// Which limit of ours the page has passed. Set before its connections break: what breaks then is not the target's
-    /// doing.
+    /// Which limit of this host the page has passed. Set before its connections break: what breaks then is not the
+    /// target's doing.
     limit: OnceLock<String>,
     /// The supervisor does not answer, so that no connection is known to be the browser's.
     pub unsupervised: AtomicBool,
@@ -114,8 +114,8 @@ impl Visit {
         self.limit.get().map(String::as_str)
     }
 
-    /// For how long has the page wanted more connections than it may make? They wait: what the browser tells of its
-    /// requests arrives later than its connections, and decides which limit the page has passed.
+    /// For how long has the page wanted more connections than it may make? They wait: events of its
+    /// requests arrive later than its connections, and decide which limit the page has passed.
     pub fn crowded(&self) -> Option<Duration> {
         self.crowded.get().map(Instant::elapsed)
     }
@@ -145,7 +145,7 @@ impl Visit {
 /// The page that may use the proxy now.
 type Visiting = Arc<Mutex<Option<Arc<Visit>>>>;
 
-/// Nobody is served while no page is being loaded.
+/// Connections are refused while no page is being loaded.
 pub struct SocksProxy {
     /// Of the operator's range; for pages.
     pub port: u16,
@@ -267,7 +267,7 @@ impl Listener {
     }
 
     async fn connection(&self, mut browser: TcpStream, visit: &Visit) {
-        // Small writes at once: a delayed one would be measured as the target's time.
+        // Small writes leave immediately: a delayed one would be measured as the target's time.
         let _ = browser.set_nodelay(true);
         let asked = tokio::time::timeout(HANDSHAKE, handshake(&mut browser)).await;
         let Ok(Ok(Target { host, port })) = asked else { return };
@@ -320,7 +320,7 @@ impl Listener {
         let literal = record.host.parse::<IpAddr>().ok();
         let started = Instant::now();
         let found = if let Some(address) = literal {
-            Found { addresses: vec![address], names: Names::default() }
+            Resolved { addresses: vec![address], names: Names::default() }
         } else {
             let found = self.resolver.lookup(&record.host, FamilyFilter::Any).await;
             record.dns_ms = Some(ms(started.elapsed()));

@@ -52,7 +52,7 @@ pub async fn exchange(
     })
 }
 
-/// The request and its response, over a connection that stands.
+/// The request and its response, over an established connection.
 async fn over(
     connection: h3_quinn::Connection,
     turns: &Turns,

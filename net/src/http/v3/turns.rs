@@ -62,7 +62,7 @@ impl Turns {
         .await
     }
 
-    /// So much of the body was handed out.
+    /// Bytes of the body that were read.
     pub fn took_body(&self, bytes: usize) {
         self.state.lock().portions.body(bytes);
     }

@@ -24,9 +24,9 @@ use crate::support::lab::{Lab, Namespace};
 use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
-    trials!("lab::liars", lab =>
+    trials!("lab::spoofing", lab =>
         forged_late_repeated_and_malformed_answers_to_traces,
-        a_babbling_router_is_told_from_silence,
+        a_flooding_router_is_distinguished_from_a_silent_one,
         a_forger_who_floods_ports_and_identifiers_is_not_believed,
         a_plugin_cannot_flood,
     )
@@ -319,7 +319,7 @@ fn believes_only_what_is_true(result: &Value, raw: bool, proto: &str) {
     assert_eq!(hop(8)["answer"], json!(answer), "{result}");
 }
 
-fn a_babbling_router_is_told_from_silence(lab: &Lab) {
+fn a_flooding_router_is_distinguished_from_a_silent_one(lab: &Lab) {
     with_simulated_path(lab, "10.78.2", "10.79.0.7/32", || {
         let server = lab.server(&[("SCOUTER_TARGETS_ALLOW", "10.79.0.0/16")]);
         for proto in ["ICMP", "UDP"] {
@@ -380,8 +380,8 @@ fn a_forger_who_floods_ports_and_identifiers_is_not_believed(lab: &Lab) {
     }
 }
 
-/// Many pings and traces at once at the shortest interval: on the wire, the host keeps to its rate limit (1,000 packets
-/// per second, burst of 32).
+/// Many concurrent pings and traces at the shortest interval: on the wire, the host keeps to its rate limit (1,000
+/// packets per second, burst of 32).
 fn a_plugin_cannot_flood(lab: &Lab) {
     let folder = hostile();
     let server = lab.server(&[("SCOUTER_PLUGIN_DIR", folder.to_str().expect("UTF-8")), ("SCOUTER_TEST_TIMEOUT", "4")]);
