@@ -146,7 +146,7 @@ pub struct Serve {
     #[arg(long, env = "SCOUTER_MMDB_URL", value_name = "URL", hide_env_values = true)]
     pub mmdb_url: Option<String>,
 
-    /// Requests that each secret may make in a second (and at once); over that they are answered 429. 0: any number
+    /// Requests of each secret in a second, and in a burst; more are answered 429. 0: any number
     #[arg(long, env = "SCOUTER_RATE_LIMIT", value_name = "REQUESTS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub rate_limit: u32,
 

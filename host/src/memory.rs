@@ -1,7 +1,7 @@
 //! Memory that was freed goes back to the system.
 //!
 //! glibc keeps freed memory for later allocations, above all in the arenas of other threads than the main one, and a
-//! server that was flooded once stays as large as it was then. Measured: twelve requests, four at once, that each make
+//! server that was flooded once stays as large as it was then. Measured: twelve requests, four of them concurrent, that each make
 //! and free two million blocks of 16 to 111 bytes; resident memory in MiB while idle, at the peak, and 10 s after it:
 //!
 //! | allocator | idle | peak | after |

@@ -110,7 +110,7 @@ impl Default for Metrics {
         };
         let waiting = gauge("tests_waiting", "Tests waiting for a permit");
         let busy = gauge("tests_running", "Tests running");
-        let slots = gauge("test_slots", "Tests that may run at once");
+        let slots = gauge("test_slots", "Tests that may run concurrently");
         let receipts_running = gauge("receipts_running", "Receipts with tests under way");
         let receipts_finished = gauge("receipts_finished", "Finished receipts kept");
         let receipt_bytes = gauge("receipts_bytes", "What finished receipts count towards their budget, in bytes");

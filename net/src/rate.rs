@@ -17,7 +17,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// A token bucket: `burst` packets at once, and `per_second` packets per second in the long run.
+    /// A token bucket: `per_second` packets per second on average, and bursts of `burst` packets.
     #[must_use]
     pub fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
         let limiter = Arc::new(RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)));
@@ -66,7 +66,7 @@ mod tests {
         let rate = Rate::new(some(1000), some(48));
         let started = std::time::Instant::now();
         let large = rate.costing(some(44));
-        assert!(large.check().is_ok() && large.check().is_err(), "two large ones at once are too many");
+        assert!(large.check().is_ok() && large.check().is_err(), "two large ones exceed the burst");
         rate.wait(104).await;
         assert!(started.elapsed() >= Duration::from_millis(100), "{:?}", started.elapsed());
     }

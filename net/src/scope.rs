@@ -1,4 +1,4 @@
-//! Tasks whose life is that of an exchange.
+//! Tasks that end with their exchange.
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 

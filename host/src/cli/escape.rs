@@ -1,4 +1,4 @@
-//! Text of strangers on a terminal: what a plugin or an answer says must not move the cursor, change colours, hide text
+//! Untrusted text on a terminal: text of a plugin or an answer must not move the cursor, change colours, hide text
 //! or turn its direction. Escaped where it is printed, once; results and logs keep the text as it is.
 
 use std::fmt::Write;

@@ -1,6 +1,6 @@
 //! Where a run is polled. Most runs wait for the network and compute for some tenths of a millisecond: they stay on the
 //! I/O thread that began them, next to their sockets, and no thread wakes another one. A run that still computes when
-//! the epoch clock ticks moves to the guests' threads for the rest of its life.
+//! the epoch clock ticks moves to the guests' threads until it ends.
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Computes {
     }
 }
 
-/// What is known of a plugin's earlier runs.
+/// Whether earlier runs of a plugin computed for long.
 #[derive(Debug, Default)]
 pub struct RunHistory(AtomicU32);
 

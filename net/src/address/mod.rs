@@ -2,7 +2,7 @@
 //! includes the asking.
 //!
 //! hickory-resolver parses and searches the hosts file. The questions are asked by [`crate::dns`], because hickory's resolver
-//! joins equal questions that are under way, so that of two tests at once one would be shown the other's answer and
+//! joins equal questions that are under way, so that one of two concurrent tests would report the other's answer and
 //! time, and a resolver of its own for each lookup costs more CPU than the rest of a request (0.7 ms, measured under load).
 //! Its completion of short names cannot be had without its resolver.
 

@@ -1,6 +1,6 @@
 //! Chrome, driven by its own `DevTools` protocol over a pipe that no other process can use. chromedriver, and
 //! fantoccini as its client, would bring WebDriver `BiDi`: by a script in a hidden page of its own, which costs each
-//! browser a process, opens a port to everybody on this host, and makes a cold load longer by half (medians of five on
+//! browser a process, opens a port to every process on this host, and makes a cold load longer by half (medians of five on
 //! a busy machine: 3.3 s, not 2.0).
 
 use std::collections::HashMap;

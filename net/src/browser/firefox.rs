@@ -1,4 +1,4 @@
-//! Firefox, which speaks WebDriver BiDi by itself (`--remote-debugging-port`). Its port is open to everybody on this
+//! Firefox, which speaks WebDriver BiDi by itself (`--remote-debugging-port`). Its port is open to all processes on this
 //! host, but there is one session, and only who made it knows its name; and commands are sent to the browser's own
 //! server only.
 

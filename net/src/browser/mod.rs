@@ -1,9 +1,9 @@
 //! Real browsers, driven by their own protocols. They reach the network only through a SOCKS proxy of
-//! ours.
+//! this crate.
 //!
 //! Each page that is being loaded has a browser to itself, so that one that hangs or dies costs one test; browsers stay
 //! warm between pages, and each page gets a fresh context (no cookies, cache, storage or connections of another).
-//! There are as many at once as the proxy has ports.
+//! The number of ports of the proxy limits the number of browsers.
 //!
 //! In the order of a page: `pool` has a browser for it, `session` is one browser (`chrome`, `firefox`) with its
 //! `supervisor`, its control channel (`framing`, `message`, `connection`) and its `socks` proxy; `load` loads the

@@ -3,7 +3,7 @@
 //!
 //! Why not surge-ping: it stamps replies in user space, matches them without a token in the payload, and in datagram
 //! mode two series to one host collide on their sequence numbers. Why not a raw socket for each series: each of them
-//! gets a copy of every ICMP packet, and a default buffer holds 256 (1,000 at once: 744,000 dropped by the kernel).
+//! gets a copy of every ICMP packet, and a default buffer holds 256 (1,000 concurrent series: 744,000 dropped by the kernel).
 
 mod datagram;
 mod echo;

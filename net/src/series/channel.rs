@@ -1,4 +1,4 @@
-//! What a series is to its engine: a channel that sends probes and receives what belongs to them.
+//! The interface of a series to its engine: a channel that sends probes and receives their answers.
 
 use std::future::Future;
 use std::net::IpAddr;

@@ -19,7 +19,7 @@ use crate::policy::Permitted;
 /// Certificates of a chain that are shown.
 const CHAIN: usize = 16;
 
-/// Streams that a QUIC server may have open at once: HTTP/3 needs three (RFC 9114, section 6.2).
+/// Concurrent streams of a QUIC server: HTTP/3 needs three (RFC 9114, section 6.2).
 const SERVER_STREAMS: u32 = 8;
 /// As over HTTP/2.
 const STREAM_WINDOW: u32 = 1 << 20;

@@ -59,12 +59,12 @@ fn document() -> String {
         ("packets", number(PACKETS.into()), "", refused(Exceeded::Packets)),
         (
             "packets in a second",
-            format!("{}, {} at once", number(PACKETS_PER_SECOND.get().into()), PACKET_BURST),
+            format!("{}, burst of {}", number(PACKETS_PER_SECOND.get().into()), PACKET_BURST),
             "",
             "the host waits".into(),
         ),
         ("bytes received", mib(RECEIVED_BYTES), "", refused(Exceeded::Received)),
-        ("sessions at once", number(SESSIONS as u64), "", refused(Exceeded::Sessions)),
+        ("concurrent sessions", number(SESSIONS as u64), "", refused(Exceeded::Sessions)),
     ];
     let mut text = String::from(
         "# Limits of one test\n\nA run that passes a limit of the sandbox is stopped: one failed test, with this `error`. A call that would pass a\n\

@@ -58,7 +58,7 @@ pub const RESULT_BYTES: usize = 512 << 10;
 /// has 40,000 without their headers.
 pub const RESULT_VALUES: usize = 50_000;
 
-/// Sessions (series of probes under way) at once.
+/// Concurrent sessions (series of probes under way).
 pub const SESSIONS: usize = 32;
 
 /// Distinct targets of one run: addresses of probes and questions, hosts of URLs and the addresses that they led to.
@@ -74,7 +74,7 @@ pub const PACKETS: u32 = 10_000;
 /// Bytes of IP in one packet: what is larger leaves in fragments, or in several segments.
 const PACKET_BYTES: u32 = 1_500;
 
-/// Packets of one run in a second, over all of its imports, and how many of them at once. The largest probe
+/// Packets of one run in a second, over all of its imports, and the burst. The largest probe
 /// (65,000 bytes of data, 44 fragments) fits into a burst.
 pub const PACKETS_PER_SECOND: NonZeroU32 = NonZeroU32::new(1_000).unwrap();
 pub const PACKET_BURST: NonZeroU32 = NonZeroU32::new(48).unwrap();
@@ -350,7 +350,7 @@ mod tests {
         for (bytes, packets) in [(0, 1), (84, 1), (1_500, 1), (1_501, 2), (65_028, 44)] {
             assert_eq!(Use::probes(address(1), 10, bytes).packets, 10 * packets, "{bytes}");
         }
-        assert!(fragments(65_535) <= PACKET_BURST, "the largest one is sent at once");
+        assert!(fragments(65_535) <= PACKET_BURST, "the largest one is one burst");
         let mut budget = Budget::default();
         assert_eq!(budget.take(Use::probes(address(1), 1_000, 65_028)), Err(Exceeded::Packets));
     }

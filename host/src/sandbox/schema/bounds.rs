@@ -23,8 +23,8 @@ const PATTERNS: usize = 64;
 /// Properties of the options: their names are searched, and shown.
 const PROPERTIES: usize = 256;
 
-/// What a keyword of JSON Schema holds.
-pub enum HasGuest {
+/// Where the value of a keyword of JSON Schema contains schemas.
+pub enum SchemaPosition {
     /// A schema.
     Schema,
     /// A list of schemas.
@@ -35,7 +35,7 @@ pub enum HasGuest {
     Data,
 }
 
-pub fn holds(keyword: &str) -> HasGuest {
+pub fn schemas_in(keyword: &str) -> SchemaPosition {
     match keyword {
         "additionalProperties"
         | "contains"
@@ -47,13 +47,13 @@ pub fn holds(keyword: &str) -> HasGuest {
         | "propertyNames"
         | "then"
         | "unevaluatedItems"
-        | "unevaluatedProperties" => HasGuest::Schema,
-        "allOf" | "anyOf" | "oneOf" | "prefixItems" => HasGuest::List,
+        | "unevaluatedProperties" => SchemaPosition::Schema,
+        "allOf" | "anyOf" | "oneOf" | "prefixItems" => SchemaPosition::List,
         // `dependencies` is of draft 7, and applied in every one. A list of names in it is no object.
         "$defs" | "definitions" | "dependencies" | "dependentSchemas" | "patternProperties" | "properties" => {
-            HasGuest::Map
+            SchemaPosition::Map
         }
-        _ => HasGuest::Data,
+        _ => SchemaPosition::Data,
     }
 }
 
@@ -73,10 +73,10 @@ fn holds_objects(value: &Value) -> bool {
 /// Calls `each` with every schema directly inside this one.
 fn for_each_inside<'a>(schema: &'a Map<String, Value>, mut each: impl FnMut(&'a Value)) {
     for (keyword, value) in schema {
-        match (holds(keyword), value) {
-            (HasGuest::Schema, schema) => each(schema),
-            (HasGuest::List, Value::Array(list)) => list.iter().for_each(&mut each),
-            (HasGuest::Map, Value::Object(map)) => map.values().for_each(&mut each),
+        match (schemas_in(keyword), value) {
+            (SchemaPosition::Schema, schema) => each(schema),
+            (SchemaPosition::List, Value::Array(list)) => list.iter().for_each(&mut each),
+            (SchemaPosition::Map, Value::Object(map)) => map.values().for_each(&mut each),
             _ => {}
         }
     }
@@ -87,10 +87,10 @@ pub fn for_each_mut(schema: &mut Value, each: &mut impl FnMut(&mut Map<String, V
     let Value::Object(keywords) = schema else { return };
     each(keywords);
     for (keyword, value) in keywords {
-        match (holds(keyword), value) {
-            (HasGuest::Schema, schema) => for_each_mut(schema, each),
-            (HasGuest::List, Value::Array(list)) => list.iter_mut().for_each(|schema| for_each_mut(schema, each)),
-            (HasGuest::Map, Value::Object(map)) => map.values_mut().for_each(|schema| for_each_mut(schema, each)),
+        match (schemas_in(keyword), value) {
+            (SchemaPosition::Schema, schema) => for_each_mut(schema, each),
+            (SchemaPosition::List, Value::Array(list)) => list.iter_mut().for_each(|schema| for_each_mut(schema, each)),
+            (SchemaPosition::Map, Value::Object(map)) => map.values_mut().for_each(|schema| for_each_mut(schema, each)),
             _ => {}
         }
     }
@@ -206,7 +206,7 @@ impl<'a> Bounds<'a> {
                     return Err(format!("has a pattern of more than {PATTERN_BYTES} bytes"));
                 }
                 (keyword, value)
-                    if matches!(holds(keyword), HasGuest::Data)
+                    if matches!(schemas_in(keyword), SchemaPosition::Data)
                         && holds_objects(value)
                         && !may_hold_objects(keyword) =>
                 {
@@ -234,10 +234,10 @@ impl<'a> Bounds<'a> {
         }
         let mut total = Parts { values: 1, patterns: 0 };
         for (keyword, value) in keywords {
-            let parts = match (holds(keyword), value) {
-                (HasGuest::Schema, schema) => self.expanded(schema)?,
-                (HasGuest::List, Value::Array(list)) => self.all(list.iter())?,
-                (HasGuest::Map, Value::Object(map)) => self.all(map.values())?,
+            let parts = match (schemas_in(keyword), value) {
+                (SchemaPosition::Schema, schema) => self.expanded(schema)?,
+                (SchemaPosition::List, Value::Array(list)) => self.all(list.iter())?,
+                (SchemaPosition::Map, Value::Object(map)) => self.all(map.values())?,
                 (_, Value::String(reference)) if keyword == "$ref" => self.referred(reference)?,
                 (_, value) => Parts::of(value),
             };

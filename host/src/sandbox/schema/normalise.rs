@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::bounds::{HasGuest, for_each_mut, holds, target};
+use super::bounds::{SchemaPosition, for_each_mut, schemas_in, target};
 
 /// Keywords that hold other schemas of the same value.
 const APPLICATORS: [&str; 3] = ["allOf", "anyOf", "oneOf"];
@@ -20,11 +20,13 @@ fn dereferenced(root: &Value, schema: &Value) -> Value {
     let reference = keywords.get("$ref").and_then(Value::as_str).and_then(|to| target(root, to));
     let mut rest = Map::new();
     for (keyword, value) in keywords {
-        let value = match (holds(keyword), value) {
+        let value = match (schemas_in(keyword), value) {
             _ if ["$ref", "$defs", "definitions"].contains(&keyword.as_str()) => continue,
-            (HasGuest::Schema, inside) => dereferenced(root, inside),
-            (HasGuest::List, Value::Array(list)) => list.iter().map(|inside| dereferenced(root, inside)).collect(),
-            (HasGuest::Map, Value::Object(map)) => {
+            (SchemaPosition::Schema, inside) => dereferenced(root, inside),
+            (SchemaPosition::List, Value::Array(list)) => {
+                list.iter().map(|inside| dereferenced(root, inside)).collect()
+            }
+            (SchemaPosition::Map, Value::Object(map)) => {
                 map.iter().map(|(name, inside)| (name.clone(), dereferenced(root, inside))).collect()
             }
             (_, data) => data.clone(),
