@@ -49,7 +49,7 @@ impl Machine {
         let busy = load.parse::<f64>().is_ok_and(|load| load > BUSY);
         let facts = vec![
             ("date", said("date", &["-u", "+%F %H:%M UTC"]).unwrap_or_default()),
-            ("commit", commit()),
+            ("Scouter", format!("{} at {}", env!("CARGO_PKG_VERSION"), commit())),
             ("processor", format!("{cores} × {}", model.unwrap_or("unknown"))),
             ("memory", memory.map_or_else(String::new, |kb| format!("{} MiB", kb >> 10))),
             ("kernel", format!("{} {}", read("/proc/sys/kernel/ostype"), read("/proc/sys/kernel/osrelease"))),

@@ -37,6 +37,7 @@ mod waiting;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
@@ -51,7 +52,7 @@ struct Arguments {
     /// Measurements to make; all of them when none is named.
     #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(names()), hide_possible_values = true)]
     names: Vec<String>,
-    /// Fewer and shorter rounds: minutes instead of most of an hour, and wider spreads.
+    /// Fewer and shorter rounds: some minutes instead of about an hour, and wider spreads.
     #[arg(long)]
     quick: bool,
     /// Folder for measurements.md, and for the folder `measurements` with its pictures and numbers.
@@ -137,11 +138,17 @@ fn main() -> ExitCode {
     }
     for measure in ALL {
         if arguments.names.is_empty() || wanted(measure.name) {
+            let started = Instant::now();
             // One that is surprised does not take the figures of all others with it.
             if catch_unwind(AssertUnwindSafe(|| (measure.run)(&mut run))).is_err() {
                 run.report.figure(measure.name, "ended early", Promise::holds(false, "it ends with figures"));
             }
+            println!("({}: {} s)", measure.name, started.elapsed().as_secs());
         }
+    }
+    // Why a promise falls short, by whoever has looked; no run finds that out.
+    if let Ok(findings) = std::fs::read_to_string(support::root().join("bench/findings.md")) {
+        run.report.section("Findings", findings.trim());
     }
     finish(&run.report, &arguments)
 }

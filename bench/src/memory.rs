@@ -28,7 +28,7 @@ struct Weighed {
 }
 
 pub fn memory(run: &mut Run) {
-    let time = run.pick(Duration::from_secs(3), Duration::from_millis(700));
+    let time = run.pick(Duration::from_secs(3), Duration::from_millis(400));
     many_ports(&run.lab);
     let side = |name, colour, side| Weighed { name, colour, side, idle: 0.0, peaks: vec![], kept: None };
     let mut all = [

@@ -81,6 +81,12 @@ impl Scale {
     }
 }
 
+/// `10` and not `10.0`.
+fn tick_text(value: f64) -> String {
+    let text = digits(value);
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
 /// 1, 2 or 5 times a power of ten, three to six of which make the whole.
 fn step(most: f64) -> f64 {
     let power = 10_f64.powf((most / 3.0).log10().floor());
@@ -146,7 +152,7 @@ fn lines_panel(panel: &LinePanel, across: &str, (x0, y0): (f64, f64), log: bool)
     let mut svg = format!("<g font-weight=\"bold\">{}</g>", text(left, y0 + 18.0, "start", &panel.title));
     for tick in scale.ticks() {
         svg += &rule((left, y(tick)), (right, y(tick)), "#ddd");
-        svg += &text(left - 5.0, y(tick) + 4.0, "end", &digits(tick));
+        svg += &text(left - 5.0, y(tick) + 4.0, "end", &tick_text(tick));
     }
     for (number, step) in panel.steps.iter().enumerate() {
         svg += &text(x(number), bottom + 15.0, "middle", step);
@@ -185,7 +191,7 @@ pub fn bars(title: &str, unit: &str, legend: &[(&str, &str)], panels: &[BarPanel
         content += &text(at + 16.0, 38.0, "start", name);
         at += 36.0 + 6.5 * name.chars().count() as f64;
     }
-    let mut y = 50.0;
+    let mut y = if legend.is_empty() { 28.0 } else { 50.0 };
     for panel in panels {
         content += &format!("<g font-weight=\"bold\">{}</g>", text(10.0, y + 14.0, "start", &panel.title));
         y += 22.0;
@@ -209,7 +215,7 @@ pub fn bars(title: &str, unit: &str, legend: &[(&str, &str)], panels: &[BarPanel
         y += 8.0;
     }
     for tick in scale.ticks() {
-        content += &text(x(tick), y + 8.0, "middle", &digits(tick));
+        content += &text(x(tick), y + 8.0, "middle", &tick_text(tick));
     }
     content += &text(f64::midpoint(LABEL, ALL - VALUE), y + 24.0, "middle", unit);
     picture(ALL, y + 34.0, title, &content)
@@ -237,6 +243,11 @@ mod tests {
         assert_eq!(scale.ticks().len(), 5, "{:?}", scale.ticks());
         assert!((scale.place(1.0) - 0.5).abs() < 1e-9, "{}", scale.place(1.0));
         assert!(scale.place(0.0) < 1e-9, "nothing is at the edge");
+    }
+
+    #[test]
+    fn ticks_have_no_zeros_behind_the_point() {
+        assert_eq!([0.0, 0.2, 1.0, 1.5, 10.0, 1000.0].map(tick_text), ["0", "0.2", "1", "1.5", "10", "1,000"]);
     }
 
     #[test]

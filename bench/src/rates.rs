@@ -182,7 +182,7 @@ impl Cell {
 }
 
 pub fn rates(run: &mut Run) {
-    let (rounds, time) = run.pick((5, Duration::from_secs(3)), (3, Duration::from_millis(500)));
+    let (rounds, time) = run.pick((5, Duration::from_secs(3)), (2, Duration::from_millis(400)));
     many_ports(&run.lab);
     let (ours, theirs) = (ours(&run.lab, &[]), Side::Theirs(Blackbox::start(&run.lab)));
     for work in &WORKS {

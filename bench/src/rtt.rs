@@ -203,7 +203,7 @@ impl Judged {
 }
 
 pub fn rtt(run: &mut Run) {
-    let rounds = run.pick(15, 3);
+    let rounds = run.pick(15, 2);
     let (server, blackbox) = (run.lab.server(&[("SCOUTER_LOG", "info,access=warn")]), Blackbox::start(&run.lab));
     let beside = Beside { lab: &run.lab, server, blackbox };
     let mut judged: Vec<Judged> = KINDS

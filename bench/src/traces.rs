@@ -138,7 +138,7 @@ const LAB: &str = "8 hops, the fourth silent";
 const DROPPED_AFTER: usize = 6;
 
 pub fn traces(run: &mut Run) {
-    let rounds = run.pick(10, 2);
+    let rounds = run.pick(10, 1);
     let half = [(0, "40 ms", 20), (1, "200 ms", 100)];
     let detours = half.map(|(number, rtt, ms)| {
         let ms = Duration::from_millis(ms);
@@ -154,7 +154,7 @@ pub fn traces(run: &mut Run) {
         .collect();
     for round in 0..rounds {
         for row in &mut rows {
-            if round >= run.pick(3, 1) && median(&row.ms) > SLOW_MS {
+            if round >= 3 && median(&row.ms) > SLOW_MS {
                 continue;
             }
             let case = &cases[row.case];

@@ -40,7 +40,7 @@ struct Waited {
 }
 
 pub fn waiting(run: &mut Run) {
-    let counts = run.pick(vec![1, 10, 100, 1000, 10_000], vec![1, 100, 10_000]);
+    let counts = run.pick(vec![1, 10, 100, 1000, 10_000], vec![100, 10_000]);
     // A connection of the load generator's and one of the peer's for each.
     let _ = setrlimit(Resource::RLIMIT_NOFILE, 65_536, 65_536);
     let (mut ours, mut theirs) = (vec![], vec![]);
@@ -186,9 +186,9 @@ fn report(run: &mut Run, ours: &[Waited], theirs: &[Waited]) {
     let rows = ours.iter().enumerate().map(|(n, own)| {
         vec![
             digits_of(own.at_once),
-            both(|w| w.running, n),
+            format!("{} / {}", whole(own.running), whole(theirs[n].running)),
             both(|w| w.mib, n),
-            both(|w| w.mappings, n),
+            format!("{} / {}", whole(own.mappings), whole(theirs[n].mappings)),
             both(|w| w.cpu_ms, n),
             both(|w| w.health_ms, n),
             digits(own.accepted_ms),
@@ -211,8 +211,8 @@ fn report(run: &mut Run, ours: &[Waited], theirs: &[Waited]) {
         let all = own.at_once as f64;
         let waiting = own.running >= all;
         let what = format!("{} tests: all waiting at once", digits_of(own.at_once));
-        let got = if own.running.is_nan() { "the server ended".into() } else { digits(own.running) };
-        run.report.figure(&what, &got, Promise::holds(waiting, &digits(all)));
+        let got = if own.running.is_nan() { "the server ended".into() } else { whole(own.running) };
+        run.report.figure(&what, &got, Promise::holds(waiting, &whole(all)));
         // 64 MiB for a thousand, as before; few have their share of what all share.
         let limit = 64.0 * (all / 1000.0).max(0.25);
         let what = format!("{} tests: memory over idle", digits_of(own.at_once));
@@ -229,9 +229,14 @@ fn report(run: &mut Run, ours: &[Waited], theirs: &[Waited]) {
     run.report.raw("waiting_theirs", json!(side(theirs)));
 }
 
+/// A count, with its thousands apart.
+fn whole(count: f64) -> String {
+    if count < 1000.0 { format!("{count:.0}") } else { digits(count) }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "thousands")]
 fn digits_of(count: usize) -> String {
-    if count < 1000 { count.to_string() } else { digits(count as f64) }
+    whole(count as f64)
 }
 
 #[cfg(test)]
