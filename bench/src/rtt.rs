@@ -179,7 +179,7 @@ fn dnsperf(beside: &Beside) -> Vec<f64> {
     let file = beside.lab.path("questions");
     std::fs::write(&file, "www.lab.test A\n").expect("written");
     let (file, count) = (file.display().to_string(), EACH.to_string());
-    let text = beside.program("dnsperf", &["-v", "-q", "1", "-n", &count, "-s", TARGET, "-d", &file]);
+    let text = beside.program("dnsperf", &["-v", "-q", "1", "-Q", "50", "-n", &count, "-s", TARGET, "-d", &file]);
     // `> NOERROR www.lab.test A 0.000123`
     text.lines().filter_map(|line| seconds(line.strip_prefix("> NOERROR")?.split_whitespace().last()?)).collect()
 }
