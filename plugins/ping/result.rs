@@ -25,7 +25,10 @@ pub struct PingResult {
     payload_size: u16,
     /// Bytes of each IP packet.
     packet_size: u32,
-    /// Percent of the requests without a reply; null when none was sent, and when this host dropped packets.
+    /// Requests without a reply whose timeout has not passed: 0 in a test that has ended by itself.
+    in_flight: u32,
+    /// Percent of the requests without a reply, of those that are not in flight; null when there is none, and when this
+    /// host dropped packets.
     loss: Option<f64>,
     rtt: Rtt,
     stats: Statistics,
@@ -43,6 +46,9 @@ pub struct PingResult {
     /// Round-trip times in nanoseconds, in the order of the replies.
     #[serde(skip)]
     samples: Vec<u64>,
+    /// Requests whose timeout has passed without a reply.
+    #[serde(skip)]
+    lost: u32,
 }
 
 /// Round-trip times in milliseconds with three decimals; null without a reply.
@@ -95,6 +101,7 @@ impl PingResult {
             recv: 0,
             payload_size: options.payload_size,
             packet_size: u32::from(options.payload_size) + ICMP_HEADER + ip.header_size(),
+            in_flight: 0,
             loss: None,
             rtt: Rtt::default(),
             stats: Statistics::default(),
@@ -108,6 +115,7 @@ impl PingResult {
             comment,
             failed: true,
             samples: vec![],
+            lost: 0,
         }
     }
 
@@ -115,7 +123,7 @@ impl PingResult {
         use icmp::EchoEvent as Event;
         match event {
             Event::Sent(_) => self.sent += 1,
-            Event::TimedOut(_) => {}
+            Event::TimedOut(_) => self.lost += 1,
             Event::Reply(reply) => {
                 self.recv += 1;
                 self.samples.push(reply.rtt_ns);
@@ -131,9 +139,10 @@ impl PingResult {
 
     /// Computes the fields that depend on all events.
     pub fn update_statistics(&mut self) {
-        let missing = self.sent.saturating_sub(self.recv);
-        let is_known = self.sent > 0 && (missing == 0 || self.degraded.is_none());
-        self.loss = is_known.then(|| (f64::from(missing) / f64::from(self.sent) * 1e5).round() / 1e3);
+        let decided = self.recv + self.lost;
+        self.in_flight = self.sent.saturating_sub(decided);
+        let is_known = decided > 0 && (self.lost == 0 || self.degraded.is_none());
+        self.loss = is_known.then(|| (f64::from(self.lost) / f64::from(decided) * 1e5).round() / 1e3);
         self.stats = Statistics::of(&self.samples);
         let average = self.samples.iter().sum::<u64>().checked_div(self.samples.len() as u64);
         self.rtt = Rtt {
@@ -209,10 +218,10 @@ mod tests {
 
     #[test]
     fn a_result_has_every_field_of_the_first_version() {
-        use icmp::EchoEvent::{Reply, Sent};
+        use icmp::EchoEvent::{Reply, Sent, TimedOut};
         let result = result_of(
             "192.0.2.1",
-            vec![Sent(0), Reply(reply(0, 1_234_567)), Sent(1), Reply(reply(1, 2_000_000)), Sent(2)],
+            vec![Sent(0), Reply(reply(0, 1_234_567)), Sent(1), Reply(reply(1, 2_000_000)), Sent(2), TimedOut(2)],
         );
         for (field, value) in [
             ("dst", json!("a.example")),
@@ -221,6 +230,7 @@ mod tests {
             ("payload_size", json!(100)),
             ("packet_size", json!(128)),
             ("loss", json!(33.333)),
+            ("in_flight", json!(0)),
             ("rtt", json!({"min": "1.235", "max": "2.000", "avg": "1.617"})),
             ("comment", json!(null)),
             ("failed", json!(false)),
@@ -250,6 +260,23 @@ mod tests {
         assert_eq!((&result["failed"], &result["loss"], &result["recv"]), (&json!(true), &json!(100.0), &json!(0)));
         assert_eq!(result["rtt"], json!({"min": null, "max": null, "avg": null}));
         assert_eq!(result_of("192.0.2.1", vec![])["loss"], json!(null), "nothing was sent");
+    }
+
+    #[test]
+    fn what_is_in_flight_is_not_lost() {
+        use icmp::EchoEvent::{Reply, Sent, TimedOut};
+        let mut events = vec![];
+        let mut of = |event| {
+            events.push(event);
+            let result = result_of("192.0.2.1", events.clone());
+            (result["sent"].clone(), result["in_flight"].clone(), result["loss"].clone())
+        };
+        assert_eq!(of(Sent(0)), (json!(1), json!(1), json!(null)), "nothing is known yet");
+        assert_eq!(of(Reply(reply(0, 1))), (json!(1), json!(0), json!(0.0)));
+        assert_eq!(of(Sent(1)), (json!(2), json!(1), json!(0.0)));
+        assert_eq!(of(Sent(2)), (json!(3), json!(2), json!(0.0)));
+        assert_eq!(of(TimedOut(1)), (json!(3), json!(1), json!(50.0)));
+        assert_eq!(of(Reply(reply(2, 1))), (json!(3), json!(0), json!(33.333)));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         what_this_host_cannot_send_is_not_the_targets_loss,
         duplicate_late_and_forged_replies_are_distinguished,
         a_forger_who_floods_identifiers_is_not_believed,
+        what_is_in_flight_is_not_lost,
         without_raw_sockets_datagram_ones_do_the_same,
         cap_net_raw_is_all_that_raw_mode_needs,
         a_plugin_that_waits_for_ever_ends_at_its_deadline,
@@ -331,6 +332,35 @@ fn a_forger_who_floods_identifiers_is_not_believed(lab: &Lab) {
         flood.join().expect("flooded")
     });
     assert!(forged > 60_000, "{forged} forged replies were sent");
+}
+
+fn what_is_in_flight_is_not_lost(lab: &Lab) {
+    let host = Namespace::add(format!("scouter-{}-f", std::process::id()));
+    lab.connect(&host, "10.78.9");
+    host.sh("sysctl -qw net.ipv4.icmp_echo_ignore_all=1");
+    let stop = Arc::new(AtomicBool::new(false));
+    // Answers 0 at once and 1 after 1.1 s; the answer to 2 is none of ours.
+    let responder = non_conforming_responder(&host, &stop);
+    let server = lab.server(&[("SCOUTER_TARGETS_ALLOW", "10.78.9.0/24,198.51.100.1"), ("SCOUTER_TEST_TIMEOUT", "4")]);
+    for (dst, count, recv, loss) in [("10.78.9.2", 3, 2, json!(0.0)), ("198.51.100.1", 2, 0, Value::Null)] {
+        let options = json!({"dst": dst, "count": count, "interval_ms": 50, "timeout_ms": 10_000});
+        let test = server.test("ping", &options);
+        assert_eq!(test["error"], json!("deadline"), "{test}");
+        let result = &test["result"];
+        assert_eq!(
+            (&result["sent"], &result["recv"], &result["in_flight"], &result["loss"]),
+            (&json!(count), &json!(recv), &json!(count - recv), &loss),
+            "{test}"
+        );
+    }
+    // What has timed out is lost, while others are in flight; in the end none is.
+    let options = json!({"dst": "198.51.100.1", "count": 10, "interval_ms": 100, "timeout_ms": 300});
+    let done = ping(&server, options);
+    assert_eq!((&done["sent"], &done["in_flight"], &done["loss"]), (&json!(10), &json!(0), &json!(100.0)), "{done}");
+    stop.store(true, Ordering::Relaxed);
+    responder.join().expect("ended");
+    drop(server);
+    host.delete();
 }
 
 pub fn nobody(namespace: &Namespace) -> Command {
