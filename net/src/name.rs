@@ -1,4 +1,6 @@
-//! Domain names as they go on the wire (RFC 1035, UTS 46).
+//! Domain names as they go on the wire (RFC 1035, UTS 46), and the hosts of URLs.
+
+use std::net::IpAddr;
 
 /// The name as it goes on the wire: internationalised labels encoded (UTS 46), lengths checked (RFC 1035 2.3.4).
 #[must_use]
@@ -28,9 +30,30 @@ pub fn canonical_name(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
+/// The host of a URL, without brackets: an address in its canonical form (an IPv4-mapped one is IPv4), a name as it is.
+#[must_use]
+pub fn canonical_host(host: &str) -> String {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.parse().map_or_else(|_| bare.to_owned(), |address: IpAddr| address.to_canonical().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_host_has_one_form() {
+        for (host, form) in [
+            ("[::ffff:a4d:2]", "10.77.0.2"),
+            ("::ffff:10.77.0.2", "10.77.0.2"),
+            ("[FD77:0::2]", "fd77::2"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("www.lab.test", "www.lab.test"),
+            ("", ""),
+        ] {
+            assert_eq!(canonical_host(host), form, "{host}");
+        }
+    }
 
     #[test]
     fn names_are_encoded_and_their_lengths_checked() {

@@ -5,6 +5,7 @@ use scouter_sdk::prelude::*;
 use scouter_sdk::stats::{ms, seconds};
 
 use crate::Failure;
+use crate::edns::Edns;
 
 /// Result of a lookup.
 #[derive(Serialize, JsonSchema)]
@@ -24,6 +25,8 @@ pub struct LookupResult {
     additional: Vec<Record>,
     /// Header bits of the answer: aa, tc, rd, ra, ad, cd.
     flags: Vec<&'static str>,
+    /// OPT record of the answer; null when there is none, or a malformed one.
+    edns: Option<Edns>,
     /// Bytes of the answer's DNS message.
     size: u32,
     /// Transport of the answer: tcp after a truncated answer over udp.
@@ -107,6 +110,7 @@ impl LookupResult {
             authority: records(answer.authorities),
             additional: records(answer.additionals),
             flags: flag_names(answer.flags),
+            edns: answer.opt.map(Edns::from),
             size: answer.size,
             transport: match answer.transport {
                 dns::Transport::Udp => "udp",
@@ -167,6 +171,7 @@ mod tests {
             answers: vec![record("a.example.")],
             authorities: vec![record("example.")],
             additionals: vec![],
+            opt: None,
             size: 54,
             transport: dns::Transport::Tcp,
             elapsed_ns: 1_234_567,
@@ -195,6 +200,7 @@ mod tests {
             ("flags", json!(["aa", "rd"])),
             ("transport", json!("tcp")),
             ("additional", json!([])),
+            ("edns", json!(null)),
         ] {
             assert_eq!(result[field], value, "{field}");
         }

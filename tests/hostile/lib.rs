@@ -141,7 +141,9 @@ impl Guest for Hostile {
                     transport: dns::Transport::Udp,
                     server_name: None,
                     recursion_desired: true,
-                    dnssec_ok: false,
+                    authentic_data: false,
+                    checking_disabled: false,
+                    edns: None,
                     timeout_ms: 1,
                 };
                 (0..n).for_each(|_| drop(dns::ask(&query)));

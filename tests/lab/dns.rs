@@ -36,7 +36,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     )
 }
 
-fn lookup(server: &Server, options: Value) -> Value {
+pub fn lookup(server: &Server, options: Value) -> Value {
     let test = server.test("dns_lookup", &options);
     assert_eq!((&test["message"], &test["failed"]), (&Value::Null, &json!(false)), "{options}: {test}");
     test["result"].clone()
@@ -227,7 +227,7 @@ fn name_servers_are_tried_in_order(lab: &Lab) {
 }
 
 /// A name server of the test's own in the target's namespace: answers each question with what `answer` makes of it.
-fn name_server(
+pub fn name_server(
     lab: &Lab,
     address: impl ToSocketAddrs + Send,
     mut answer: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static,
@@ -347,7 +347,7 @@ fn names_are_looked_up_as_resolv_conf_and_hosts_say(lab: &Lab) {
 }
 
 /// Is it a question for A records, rather than AAAA? Two bytes of class and the OPT record stand behind the type.
-fn wants_a(question: &[u8]) -> bool {
+pub fn wants_a(question: &[u8]) -> bool {
     question[question.len() - 14] == 1
 }
 
@@ -366,7 +366,7 @@ fn with_lab_address(question: &[u8], host: u8) -> Vec<Vec<u8>> {
 }
 
 /// A Scouter server with this resolv.conf.
-fn resolving(lab: &Lab, name: &str, resolv_conf: &str) -> Server {
+pub fn resolving(lab: &Lab, name: &str, resolv_conf: &str) -> Server {
     let path = lab.path(name);
     std::fs::write(&path, resolv_conf).expect("written");
     with_resolv_conf(lab, &path, &[])

@@ -3,9 +3,11 @@
 mod attacks;
 mod browser;
 mod dns;
+mod dns_opt;
 mod dns_path;
 mod faults;
 mod http;
+mod mapped;
 mod modes;
 pub mod pages;
 mod path;
@@ -32,7 +34,9 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(dns::trials(lab));
     all.extend(http::trials(lab));
     all.extend(path::trials(lab));
+    all.extend(dns_opt::trials(lab));
     all.extend(dns_path::trials(lab));
+    all.extend(mapped::trials(lab));
     all.extend(slow::trials(lab));
     all.extend(modes::trials(lab));
     all.extend(spoofing::trials(lab));

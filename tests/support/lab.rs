@@ -105,7 +105,7 @@ impl Lab {
              ip netns exec {t} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.icmp_ratelimit=0
              for n in 1; do ip -n {p} addr add 10.77.0.$n/24 dev veth0; ip -n {p} addr add fd77::$n/64 dev veth0 nodad; done
              for n in 2 3 4 5 6 7 8 9; do ip -n {t} addr add 10.77.0.$n/24 dev veth0; ip -n {t} addr add fd77::$n/64 dev veth0 nodad; done
-             for n in 20 21 22 23 24 25 26 27 28 29; do ip -n {t} addr add 10.77.0.$n/24 dev veth0; done
+             for n in 20 21 22 23 24 25 26 27 28 29 30 31; do ip -n {t} addr add 10.77.0.$n/24 dev veth0; done
              ip -n {p} link set veth0 up; ip -n {t} link set veth0 up
              ip -n {p} route add default via 10.77.0.2; ip -n {p} -6 route add default via fd77::2
              ip -n {t} route add blackhole 198.51.100.1; ip -n {t} route add unreachable 198.51.100.2; ip -n {t} route add prohibit 198.51.100.3
@@ -184,7 +184,7 @@ impl Lab {
             })
             .collect();
         let nsd = self.write("nsd.conf", &format!(
-            "server:\n  ip-address: 10.77.0.2\n  ip-address: fd77::2\n  ip-address: 10.77.0.2@853\n  username: \"\"\n  chroot: \"\"\n  pidfile: {dir}/nsd.pid\n  \
+            "server:\n  ip-address: 10.77.0.2\n  ip-address: fd77::2\n  ip-address: 10.77.0.2@853\n  nsid: \"ascii_ns1.lab\"\n  ipv4-edns-size: 4096\n  username: \"\"\n  chroot: \"\"\n  pidfile: {dir}/nsd.pid\n  \
              database: \"\"\n  zonesdir: {dir}\n  xfrdfile: {dir}/xfrd.state\n  zonelistfile: {dir}/zone.list\n  tls-service-key: {dir}/good.key\n  tls-service-pem: {dir}/good.pem\n  tls-port: 853\n  \
              rrl-ratelimit: 0\nremote-control:\n  control-enable: no\nzone:\n  name: lab.test\n  zonefile: {zone}\n{reverse}"
         ));

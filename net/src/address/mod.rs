@@ -80,7 +80,8 @@ impl Resolver {
         NameServers::new(servers, config, budget)
     }
 
-    /// The addresses of a name; a literal address (IPv6 also in brackets) is given back as it is.
+    /// The addresses of a name; a literal address (IPv6 also in brackets) is given back. An IPv4-mapped address is the
+    /// IPv4 one: that is what is reached.
     ///
     /// # Errors
     /// See [`LookupError`].
@@ -91,11 +92,8 @@ impl Resolver {
         };
         let literal = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
         if let Ok(address) = literal.parse::<IpAddr>() {
-            let fits = match family {
-                FamilyFilter::Any => true,
-                FamilyFilter::V4 => address.is_ipv4(),
-                FamilyFilter::V6 => address.is_ipv6(),
-            };
+            let address = address.to_canonical();
+            let fits = fits(address, family);
             let wanted = if family == FamilyFilter::V4 { "an IPv4 address" } else { "an IPv6 address" };
             let found = Resolved { addresses: vec![address], names: Names::default() };
             return if fits { Ok(found) } else { Err(unresolved(&format!("it is not {wanted}"))) };
@@ -104,10 +102,13 @@ impl Resolver {
         match tokio::time::timeout(TIMEOUT, self.search(&ascii, family)).await {
             Err(_) => Err(LookupError::Timeout),
             Ok(Err(failure)) => Err(unresolved(&failure.to_string())),
-            Ok(Ok((looked_up, mut answers))) => {
-                answers.addresses.truncate(MAX_ADDRESSES);
+            Ok(Ok((looked_up, answers))) => {
+                let addresses = canonical(answers.addresses, family);
+                if addresses.is_empty() {
+                    return Err(unresolved(&LookupFailure::NoAddress.to_string()));
+                }
                 let names = Names::new(name, &looked_up, &answers.aliases);
-                Ok(Resolved { addresses: in_order(answers.addresses), names })
+                Ok(Resolved { addresses: in_order(addresses), names })
             }
         }
     }
@@ -175,6 +176,25 @@ impl Resolver {
     }
 }
 
+fn fits(address: IpAddr, family: FamilyFilter) -> bool {
+    match family {
+        FamilyFilter::Any => true,
+        FamilyFilter::V4 => address.is_ipv4(),
+        FamilyFilter::V6 => address.is_ipv6(),
+    }
+}
+
+/// Each address once, IPv4-mapped ones as IPv4, of the wanted family.
+fn canonical(addresses: Vec<IpAddr>, family: FamilyFilter) -> Vec<IpAddr> {
+    let mut kept: Vec<IpAddr> = vec![];
+    for address in addresses.into_iter().map(|address| address.to_canonical()) {
+        if fits(address, family) && kept.len() < MAX_ADDRESSES && !kept.contains(&address) {
+            kept.push(address);
+        }
+    }
+    kept
+}
+
 /// Complete names to look up, the likeliest first.
 fn candidates(name: &str, config: &ResolverConfig) -> Vec<String> {
     let bare = name.trim_end_matches('.');
@@ -209,6 +229,17 @@ fn in_order(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mapped_addresses_are_what_they_map_to() {
+        let of = |family| {
+            let addresses = ["::ffff:192.0.2.1", "2001:db8::1", "192.0.2.1"].map(|a| a.parse().expect("an address"));
+            canonical(addresses.to_vec(), family).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of(FamilyFilter::Any), ["192.0.2.1", "2001:db8::1"]);
+        assert_eq!(of(FamilyFilter::V4), ["192.0.2.1"]);
+        assert_eq!(of(FamilyFilter::V6), ["2001:db8::1"]);
+    }
 
     #[test]
     fn short_names_are_completed_as_resolv_conf_says() {

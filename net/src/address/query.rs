@@ -9,7 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use crate::FamilyFilter;
-use crate::dns::{self, AskError, Question, Request, Transport};
+use crate::dns::{self, AskError, Edns, QueryBits, Question, Request, Transport};
 use crate::metered::Received;
 use crate::policy::Permitted;
 use crate::system::ResolverConfig;
@@ -149,8 +149,8 @@ impl NameServers {
             port: 53,
             transport: self.transport,
             server_name: None,
-            recursion_desired: true,
-            dnssec_ok: false,
+            bits: QueryBits::RECURSION,
+            edns: Some(Edns::default()),
             timeout: self.timeout,
         };
         let failure = |problem: String| LookupFailure::ServerFailure { server: server.address(), problem };

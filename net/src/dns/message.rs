@@ -10,11 +10,10 @@ use domain::base::zonefile_fmt::{DisplayKind, ZonefileFmt};
 use domain::base::{Message, Name, ParsedRecord, ToName};
 use domain::rdata::AllRecordData;
 
+use super::opt::{Edns, Opt, opt};
 use super::{AskError, Question, Request, Transport, rdata};
 use crate::name::idna_to_ascii;
 
-/// The advertised EDNS payload size: fits the smallest MTU of IPv6 paths (DNS flag day 2020).
-const UDP_PAYLOAD_SIZE: u16 = 1232;
 /// Further records of a section are dropped.
 const MAX_RECORDS: usize = 4096;
 
@@ -28,9 +27,9 @@ pub struct Query {
 
 impl Query {
     /// # Errors
-    /// When name, type or class cannot be put on the wire.
+    /// When name, type or class cannot be put on the wire, or the type is that of a zone transfer.
     pub fn new(request: &Request) -> Result<Self, AskError> {
-        Self::build(&request.question, request.recursion_desired, request.dnssec_ok)
+        Self::build(&request.question, request.bits, request.edns)
     }
 
     /// With recursion desired.
@@ -38,29 +37,37 @@ impl Query {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn of(question: &Question) -> Result<Self, AskError> {
-        Self::build(question, true, false)
+        Self::build(question, QueryBits::RECURSION, Some(Edns::default()))
     }
 
-    fn build(question: &Question, recursion_desired: bool, dnssec_ok: bool) -> Result<Self, AskError> {
+    fn build(question: &Question, bits: QueryBits, edns: Option<Edns>) -> Result<Self, AskError> {
         let name = name(&question.name)?;
         let rtype = Rtype::from_str(&question.rtype.to_ascii_uppercase())
             .map_err(|_| AskError::UnknownType(question.rtype.clone()))?;
+        // The answer is a zone in as many messages as it takes (RFC 5936): one of them would pass for all of it.
+        if matches!(rtype, Rtype::AXFR | Rtype::IXFR) {
+            return Err(AskError::ZoneTransfer(question.rtype.clone()));
+        }
         let class = class(&question.class).ok_or_else(|| AskError::UnknownClass(question.class.clone()))?;
         let id = rand::random();
         // Writing to memory has no limit that a question could reach.
         let full = |_| AskError::BadName("the question is too long".into());
         let mut builder = MessageBuilder::new_vec();
         builder.header_mut().set_id(id);
-        builder.header_mut().set_rd(recursion_desired);
+        builder.header_mut().set_rd(bits.recursion_desired);
+        builder.header_mut().set_ad(bits.authentic_data);
+        builder.header_mut().set_cd(bits.checking_disabled);
         let mut builder = builder.question();
         builder.push((name, rtype, class)).map_err(full)?;
         let mut builder = builder.additional();
-        let opt = builder.opt(|opt| {
-            opt.set_udp_payload_size(UDP_PAYLOAD_SIZE);
-            opt.set_dnssec_ok(dnssec_ok);
-            Ok(())
-        });
-        opt.map_err(full)?;
+        if let Some(edns) = edns {
+            let opt = builder.opt(|opt| {
+                opt.set_udp_payload_size(edns.udp_payload_size);
+                opt.set_dnssec_ok(edns.dnssec_ok);
+                if edns.nsid { opt.client_nsid() } else { Ok(()) }
+            });
+            opt.map_err(full)?;
+        }
         Ok(Self { bytes: builder.finish(), id })
     }
 
@@ -138,6 +145,19 @@ fn class(text: &str) -> Option<Class> {
     })
 }
 
+/// Header bits of a query.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueryBits {
+    pub recursion_desired: bool,
+    /// The AD bit of the response is of interest (RFC 6840, section 5.7).
+    pub authentic_data: bool,
+    pub checking_disabled: bool,
+}
+
+impl QueryBits {
+    pub const RECURSION: Self = Self { recursion_desired: true, authentic_data: false, checking_disabled: false };
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "they are the header's bits")]
 pub struct Flags {
@@ -169,6 +189,8 @@ pub struct Answer {
     pub answers: Vec<Record>,
     pub authorities: Vec<Record>,
     pub additionals: Vec<Record>,
+    /// None: the response has none, or one that is malformed.
+    pub opt: Option<Opt>,
     pub size: u32,
     pub transport: Transport,
     pub elapsed: Duration,
@@ -228,6 +250,7 @@ pub fn parse(query: &Query, reply: &[u8], transport: Transport, elapsed: Duratio
         answers: section(answer, "answer")?,
         authorities: section(authority, "authority")?,
         additionals: section(additional, "additional")?,
+        opt: opt(&message),
         size: u32::try_from(reply.len()).unwrap_or(u32::MAX),
         transport,
         elapsed,
@@ -301,8 +324,8 @@ mod tests {
             port: 53,
             transport: Transport::Udp,
             server_name: None,
-            recursion_desired: true,
-            dnssec_ok: false,
+            bits: QueryBits::RECURSION,
+            edns: Some(Edns::default()),
             timeout: Duration::from_secs(1),
         }
     }
@@ -379,6 +402,30 @@ mod tests {
             assert!(Query::new(&request("_x.bücher.example.", fine)).is_ok(), "{fine}");
         }
         assert!(Query::new(&request(".", "NS")).is_ok());
+    }
+
+    #[test]
+    fn zone_transfers_are_no_questions() {
+        for rtype in ["AXFR", "ixfr", "TYPE252", "type251"] {
+            assert_eq!(Query::new(&request("a", rtype)).map(|_| ()), Err(AskError::ZoneTransfer(rtype.into())));
+        }
+    }
+
+    #[test]
+    fn a_query_has_the_bits_and_the_opt_record_that_were_asked_for() {
+        let plain = Query::new(&request("a.example", "A")).expect("a query").bytes;
+        let bare = plain.len() - 11;
+        assert_eq!((&plain[2..4], &plain[bare..]), (&[1, 0][..], &[0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0][..]));
+        let bits = QueryBits { recursion_desired: false, authentic_data: true, checking_disabled: true };
+        let edns = Edns { udp_payload_size: 512, dnssec_ok: true, nsid: true };
+        let all = Request { bits, edns: Some(edns), ..request("a.example", "A") };
+        let all = Query::new(&all).expect("a query").bytes;
+        assert_eq!(
+            (&all[2..4], &all[bare..]),
+            (&[0, 0x30][..], &[0, 0, 41, 2, 0, 0, 0, 0x80, 0, 0, 4, 0, 3, 0, 0][..])
+        );
+        let none = Query::new(&Request { edns: None, ..request("a.example", "A") }).expect("a query").bytes;
+        assert_eq!((none.len(), none[11]), (bare, 0));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! transports are ours because their timing is the measurement: hickory's retry inside and stamp in user space.
 
 mod message;
+mod opt;
 mod rdata;
 mod transport;
 
@@ -16,7 +17,8 @@ use crate::os_error::description;
 use crate::policy::Permitted;
 use crate::tls::Tls;
 
-pub use message::{Answer, Flags, Query, Record, mnemonic, parse};
+pub use message::{Answer, Flags, Query, QueryBits, Record, mnemonic, parse};
+pub use opt::{Edns, Opt};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -52,8 +54,9 @@ pub struct Request {
     pub port: u16,
     pub transport: Transport,
     pub server_name: Option<String>,
-    pub recursion_desired: bool,
-    pub dnssec_ok: bool,
+    pub bits: QueryBits,
+    /// None: no OPT record.
+    pub edns: Option<Edns>,
     pub timeout: Duration,
 }
 
@@ -73,6 +76,8 @@ pub enum AskError {
     UnknownType(String),
     #[error("{0}")]
     UnknownClass(String),
+    #[error("{0} is a zone transfer")]
+    ZoneTransfer(String),
     #[error("{0}")]
     Malformed(String),
     #[error("{0}")]

@@ -30,7 +30,7 @@ type Reply = Result<(Vec<u8>, Duration), AskError>;
 const MAX_MESSAGE: usize = 65_535;
 /// Over a connection that carries one query.
 const OTHER_RESPONSES: usize = 16;
-/// Far more than the EDNS payload size that queries advertise (1,232 bytes).
+/// More than the largest EDNS payload size that a query may advertise (4,096 bytes).
 const UDP_BUFFER: usize = 8192;
 
 /// Each query has a socket of its own: the random source port is half of what an off-path attacker must guess (RFC 5452).

@@ -189,7 +189,11 @@ async fn attempt(
     let (host, literal) = match request.url.host() {
         Some(url::Host::Domain(name)) => (name.to_owned(), None),
         Some(url::Host::Ipv4(address)) => (address.to_string(), Some(IpAddr::V4(address))),
-        Some(url::Host::Ipv6(address)) => (address.to_string(), Some(IpAddr::V6(address))),
+        // The certificate of an IPv4-mapped address is that of the IPv4 one, which is reached.
+        Some(url::Host::Ipv6(address)) => {
+            let address = address.to_canonical();
+            (address.to_string(), Some(address))
+        }
         None => return Err(invalid("the URL has no host")),
     };
     // A name opens only what it resolves to, not an address that the caller put in its place.

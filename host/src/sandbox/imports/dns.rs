@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use scouter_net::dns::{self, AskError, Question, Request, Transport};
+use scouter_net::dns::{self, AskError, Edns, QueryBits, Question, Request, Transport};
 use scouter_net::lag::DEGRADED;
 use scouter_net::metered::Received;
 
 use super::weight::{Weigh, plain, records};
 use super::{RunState, parse_address, wit};
 use crate::sandbox::budget::{PACKETS_OF, Target, Use};
-use wit::dns::{AnswerFlags, DnsError, ResourceRecord};
+use wit::dns::{AnswerFlags, DnsError, Opt, ResourceRecord};
 use wit::net::NetError;
 
 impl From<wit::dns::Transport> for Transport {
@@ -46,6 +46,7 @@ impl From<AskError> for DnsError {
             AskError::BadName(why) => Self::BadName(why),
             AskError::UnknownType(which) => Self::UnknownType(which),
             AskError::UnknownClass(which) => Self::UnknownClass(which),
+            AskError::ZoneTransfer(which) => Self::ZoneTransfer(which),
             AskError::Malformed(why) => Self::Malformed(why),
             AskError::Insecure(why) => Self::Handshake(why),
         }
@@ -55,6 +56,30 @@ impl From<AskError> for DnsError {
 impl From<dns::Record> for ResourceRecord {
     fn from(r: dns::Record) -> Self {
         Self { name: r.name, type_: r.rtype, class: r.class, ttl: r.ttl, data_length: r.data_length, data: r.data }
+    }
+}
+
+impl From<dns::Opt> for Opt {
+    fn from(opt: dns::Opt) -> Self {
+        let errors = opt.extended_errors.into_iter();
+        Self {
+            udp_payload_size: opt.udp_payload_size,
+            version: opt.version,
+            extended_rcode: opt.extended_rcode,
+            dnssec_ok: opt.dnssec_ok,
+            extended_errors: errors
+                .map(|e| wit::dns::ExtendedError { code: e.code, name: e.name.map(str::to_owned), text: e.text })
+                .collect(),
+            nsid: opt.nsid,
+            client_subnet: opt.client_subnet.map(|subnet| wit::dns::ClientSubnet {
+                address: subnet.address.to_string(),
+                source_prefix_length: subnet.source_prefix,
+                scope_prefix_length: subnet.scope_prefix,
+            }),
+            padding: opt.padding,
+            cookie: opt.cookie.map(|cookie| wit::dns::Cookie { client: cookie.client, server: cookie.server }),
+            others: opt.others.into_iter().map(|o| wit::dns::EdnsOption { code: o.code, data: o.data }).collect(),
+        }
     }
 }
 
@@ -79,6 +104,7 @@ impl wit::dns::Answer {
             answers: records(answer.answers),
             authorities: records(answer.authorities),
             additionals: records(answer.additionals),
+            opt: answer.opt.map(Into::into),
             size: answer.size,
             transport: answer.transport.into(),
             elapsed_ns: u64::try_from(answer.elapsed.as_nanos()).unwrap_or(u64::MAX),
@@ -96,14 +122,25 @@ impl wit::dns::Host for RunState {
 }
 
 records! {
-    wit::dns::Query { question, server, port, transport, server_name, recursion_desired, dnssec_ok, timeout_ms }
+    wit::dns::Query {
+        question, server, port, transport, server_name, recursion_desired, authentic_data, checking_disabled, edns,
+        timeout_ms,
+    }
     wit::dns::Question { name, type_, class }
     ResourceRecord { name, type_, class, ttl, data_length, data }
     wit::dns::Answer {
-        rcode, mnemonic, flags, question, answers, authorities, additionals, size, transport, elapsed_ns, degraded,
+        rcode, mnemonic, flags, question, answers, authorities, additionals, opt, size, transport, elapsed_ns, degraded,
     }
+    Opt {
+        udp_payload_size, version, extended_rcode, dnssec_ok, extended_errors, nsid, client_subnet, padding, cookie,
+        others,
+    }
+    wit::dns::ExtendedError { code, name, text }
+    wit::dns::ClientSubnet { address, source_prefix_length, scope_prefix_length }
+    wit::dns::Cookie { client, server }
+    wit::dns::EdnsOption { code, data }
 }
-plain!(wit::dns::Transport, AnswerFlags);
+plain!(wit::dns::Transport, wit::dns::Edns, AnswerFlags);
 
 impl Weigh for DnsError {
     fn referred(&self) -> usize {
@@ -112,6 +149,7 @@ impl Weigh for DnsError {
             Self::BadName(text)
             | Self::UnknownType(text)
             | Self::UnknownClass(text)
+            | Self::ZoneTransfer(text)
             | Self::Malformed(text)
             | Self::Handshake(text) => text.referred(),
         }
@@ -132,6 +170,10 @@ impl RunState {
             let why = format!("timeout {} ms is not from 1 to 60000 ms", query.timeout_ms);
             return Ok(Err(DnsError::Net(NetError::Invalid(why))));
         }
+        if let Some(edns) = query.edns.filter(|edns| !(512..=4096).contains(&edns.udp_payload_size)) {
+            let why = format!("UDP payload size {} is not from 512 to 4096 bytes", edns.udp_payload_size);
+            return Ok(Err(DnsError::Net(NetError::Invalid(why))));
+        }
         let packets = if transport == Transport::Udp { PACKETS_OF.question } else { PACKETS_OF.connected_question };
         if let Err(exceeded) = self.take(Use { target: Some(Target::Address(server.address())), names: 0, packets }) {
             return Ok(Err(DnsError::Net(exceeded.into())));
@@ -142,8 +184,16 @@ impl RunState {
             port,
             transport,
             server_name: query.server_name,
-            recursion_desired: query.recursion_desired,
-            dnssec_ok: query.dnssec_ok,
+            bits: QueryBits {
+                recursion_desired: query.recursion_desired,
+                authentic_data: query.authentic_data,
+                checking_disabled: query.checking_disabled,
+            },
+            edns: query.edns.map(|edns| Edns {
+                udp_payload_size: edns.udp_payload_size,
+                dnssec_ok: edns.dnssec_ok,
+                nsid: edns.nsid,
+            }),
             timeout: Duration::from_millis(query.timeout_ms.into()),
         };
         let services = self.services.clone();

@@ -11,6 +11,7 @@ use serde_json::Number;
 
 use super::message::{Event, TEXT_BYTES, Text, beginning};
 use super::{Exchange, Header, Kind, Message, Role};
+use crate::name::canonical_host;
 
 /// More requests than this are counted only.
 const SHOWN: usize = 300;
@@ -181,7 +182,7 @@ impl Collector {
         let place = self.entries.len();
         self.places.insert(start.key, place);
         self.entries.push(Entry {
-            host: parsed.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
+            host: canonical_host(parsed.host_str().unwrap_or_default()),
             port: parsed.port_or_known_default().unwrap_or(0),
             exchange: Exchange {
                 url: beginning(start.url, TEXT_BYTES).to_owned(),

@@ -23,6 +23,7 @@ use super::supervisor::ParentPipe;
 use crate::FamilyFilter;
 use crate::address::dial::{self, DialError};
 use crate::address::{Resolved, Resolver};
+use crate::name::canonical_host;
 use crate::os_error::is_local;
 use crate::packet::route::has_route;
 use crate::policy::{Names, Policy};
@@ -271,6 +272,8 @@ impl Listener {
         let _ = browser.set_nodelay(true);
         let asked = tokio::time::timeout(HANDSHAKE, handshake(&mut browser)).await;
         let Ok(Ok(Target { host, port })) = asked else { return };
+        // Browsers write one address in different ways.
+        let host = canonical_host(&host);
         let mut record = Record {
             host: host.clone(),
             port,
