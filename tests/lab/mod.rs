@@ -15,6 +15,7 @@ mod ping;
 mod policy;
 mod slow;
 mod spoofing;
+mod visits;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -43,6 +44,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(faults::trials(lab));
     all.extend(policy::trials(lab));
     all.extend(pages::trials(lab));
+    all.extend(visits::trials(lab));
     all.extend(browser::trials(lab));
     all.extend(attacks::trials(lab));
     all

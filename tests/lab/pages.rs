@@ -45,7 +45,7 @@ pub fn load(server: &Server, options: Value) -> Value {
     test
 }
 
-fn ends_with<'a>(result: &'a Value, path: &str) -> &'a Value {
+pub fn ends_with<'a>(result: &'a Value, path: &str) -> &'a Value {
     let all = result["child"].as_array().expect("children").iter();
     all.clone().find(|e| e["url"].as_str().is_some_and(|url| url.ends_with(path))).unwrap_or_else(|| {
         panic!("no {path} in {:?}", all.map(|e| e["url"].clone()).collect::<Vec<_>>());

@@ -8,22 +8,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use parking_lot::Mutex;
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
+use url::{Origin, Url};
 
 use super::connection::{Answer, Command, CommandError, Connection, Notice};
 use super::context::{ASK, PROMPT, Prepared, VIEWPORT};
 use super::events::EventSink;
 use super::framing::Framing;
 use super::message::{Event, Text};
+use super::socks::AT_ONCE;
 use super::{Header, Request};
 
-/// A page that opens more windows gets no more of them watched.
-const WINDOWS: usize = 1000;
 /// The world in which this program's own scripts run: what the page has changed of the language it does not see.
 const WORLD: &str = "scouter";
 
@@ -82,6 +84,10 @@ pub fn command(browser: &str, folder: &Path, own_port: u16, sandbox: bool) -> Ve
     command
 }
 
+/// As many as one page may have at once: with fewer, Chrome would have a page's requests wait for each other longer than
+/// it does for a user without a proxy, and their waiting would look like the target's.
+const SOCKETS: usize = AT_ONCE;
+
 /// Writes what Chrome has no arguments for.
 ///
 /// # Errors
@@ -95,17 +101,26 @@ pub fn write_profile(folder: &Path) -> std::io::Result<()> {
         "safebrowsing": {"enabled": false},
         "credentials_enable_service": false,
     });
-    let folder = folder.join("profile/Default");
-    std::fs::create_dir_all(&folder)?;
-    std::fs::write(folder.join("Preferences"), settings.to_string())
+    let state = json!({
+        // A server that asks for credentials has answered. With a scheme that Chrome can speak it would ask in a dialogue, which
+        // nobody answers; DevTools can do so only where every request of a page waits for this program.
+        "auth": {"schemes": ""},
+        "net": {"max_connections_per_proxy": SOCKETS},
+    });
+    let folder = folder.join("profile");
+    std::fs::create_dir_all(folder.join("Default"))?;
+    std::fs::write(folder.join("Default/Preferences"), settings.to_string())?;
+    std::fs::write(folder.join("Local State"), state.to_string())
 }
 
-/// How the targets of the page are set up: windows, frames of other sites, workers. Each waits, when it begins, until that
-/// is done.
+/// How the targets of the page are set up: its window, frames of other sites, workers. Each waits, when it begins, until
+/// that is done. Windows that the page opens are closed.
 #[derive(Default)]
 struct Targets {
-    /// The session of each window.
+    /// The session of each window, while the page's own is not known.
     windows: Mutex<HashMap<String, String>>,
+    /// The page's own window.
+    own: Mutex<Option<String>>,
     attached: Notify,
     settings: Mutex<Settings>,
 }
@@ -114,6 +129,8 @@ struct Targets {
 struct Settings {
     ignore_certificates: bool,
     headers: Map<String, Value>,
+    /// The URL's credentials: the origin that they are for, and the value of the header.
+    authorization: Option<(Origin, String)>,
 }
 
 impl Settings {
@@ -137,6 +154,23 @@ struct Attached {
 struct TargetInfo {
     target_id: Text,
     r#type: Text,
+    /// Of a page that is rendered ahead of time.
+    subtype: Text,
+}
+
+/// A request that waits for its credentials.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Paused {
+    request_id: Text,
+    request: PausedRequest,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PausedRequest {
+    url: Text,
+    headers: Map<String, Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -165,12 +199,34 @@ impl Targets {
                 let answer = Command::new("Page.handleJavaScriptDialog", json!({"accept": leaves}));
                 event.session.map(|session| answer.to(session)).into_iter().collect()
             }
+            "Fetch.requestPaused" => {
+                let go_on = event.params().map(|paused| self.authorized(paused));
+                go_on.zip(event.session).map(|(go_on, session)| go_on.to(session)).into_iter().collect()
+            }
             _ => vec![],
         }
     }
 
+    fn authorized(&self, paused: Paused) -> Command {
+        let mut headers = paused.request.headers;
+        let origin = Url::parse(&paused.request.url).ok().map(|url| url.origin());
+        if let Some((_, value)) =
+            self.settings.lock().authorization.as_ref().filter(|(own, _)| Some(own) == origin.as_ref())
+        {
+            headers.insert("Authorization".into(), value.clone().into());
+        }
+        let headers: Value = headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        Command::new("Fetch.continueRequest", json!({"requestId": paused.request_id, "headers": headers}))
+    }
+
     fn set_up(&self, attached: Attached) -> Vec<Command> {
         let (session, target) = (attached.session_id, attached.target_info);
+        let window = *target.r#type == *"page" && target.subtype.is_empty();
+        if window && self.own.lock().as_ref().is_some_and(|own| **own != *target.target_id) {
+            // What opened it waits for as long as it does.
+            let go_on = Command::new("Runtime.runIfWaitingForDebugger", json!({})).to(&session);
+            return vec![go_on, Command::new("Target.closeTarget", json!({"targetId": target.target_id}))];
+        }
         let mut commands = vec![];
         let mut add = |method, params| commands.push(Command::new(method, params).to(&session));
         let document = matches!(&*target.r#type, "page" | "iframe");
@@ -186,11 +242,8 @@ impl Targets {
         commands.push(attach().to(&session));
         commands.extend(self.settings.lock().commands().map(|command| command.to(&session)));
         commands.push(Command::new("Runtime.runIfWaitingForDebugger", json!({})).to(&session));
-        if *target.r#type == *"page" {
-            let mut windows = self.windows.lock();
-            if windows.len() < WINDOWS {
-                windows.insert(target.target_id.0, session.0);
-            }
+        if window {
+            self.windows.lock().insert(target.target_id.0, session.0);
             self.attached.notify_waiters();
         }
         commands
@@ -209,6 +262,18 @@ impl Targets {
         };
         tokio::time::timeout(PROMPT, wait).await.map_err(|_| CommandError::Timeout(PROMPT))
     }
+}
+
+/// RFC 7617, of the credentials in the URL. A header of that name that was asked for comes first.
+fn authorization(request: &Request) -> Option<(Origin, String)> {
+    let asked = request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+    let (user, password) = (request.url.username(), request.url.password().unwrap_or_default());
+    if asked || (user.is_empty() && password.is_empty()) {
+        return None;
+    }
+    let decoded = [user, password].map(|part| percent_decode_str(part).collect::<Vec<u8>>()).join(&b':');
+    let value = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(decoded));
+    Some((request.url.origin(), value))
 }
 
 pub struct Chrome {
@@ -268,6 +333,8 @@ impl Chrome {
             self.connection.call::<Created>(Command::new("Target.createTarget", window), PROMPT)
         )?;
         let session = self.targets.session_of(&made.target_id).await?;
+        // Nothing has been loaded in it yet that could open others.
+        *self.targets.own.lock() = Some(made.target_id.clone());
         let (width, height) = VIEWPORT;
         let view = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         let view = Command::new("Emulation.setDeviceMetricsOverride", view).to(&session);
@@ -279,7 +346,19 @@ impl Chrome {
     /// See [`CommandError`].
     pub async fn configure(&self, prepared: &Prepared, request: &Request) -> Result<(), CommandError> {
         let headers = request.headers.iter().map(|(name, value): &Header| (name.clone(), json!(value))).collect();
-        let settings = Settings { ignore_certificates: !request.verify_tls, headers };
+        let authorization = authorization(request);
+        if let Some((origin, _)) = &authorization {
+            // Only there a request waits for this program, and only when there are credentials in the URL. The document's own
+            // has them in it; what else looks like that is told apart when it waits.
+            let origin = origin.ascii_serialization();
+            let patterns: Value = [format!("{origin}/*"), origin.replacen("://", "://*@", 1) + "/*"]
+                .iter()
+                .map(|pattern| json!({"urlPattern": pattern}))
+                .collect();
+            let pause = Command::new("Fetch.enable", json!({"patterns": patterns}));
+            self.connection.call::<IgnoredAny>(pause.to(&prepared.session), PROMPT).await?;
+        }
+        let settings = Settings { ignore_certificates: !request.verify_tls, headers, authorization };
         let [certificates, headers] = settings.commands().map(|command| command.to(&prepared.session));
         *self.targets.settings.lock() = settings;
         tokio::try_join!(
@@ -341,7 +420,48 @@ impl Chrome {
     pub async fn forget(&self, used: &Prepared) -> Result<(), CommandError> {
         let gone = json!({"browserContextId": used.context});
         self.connection.call::<IgnoredAny>(Command::new("Target.disposeBrowserContext", gone), ASK).await?;
+        *self.targets.own.lock() = None;
         self.targets.windows.lock().clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Kind;
+    use super::*;
+
+    fn asks(url: &str, headers: &[(&str, &str)]) -> Request {
+        Request {
+            kind: Kind::Chrome,
+            url: url.parse().expect("a URL"),
+            headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            verify_tls: true,
+            timeout: PROMPT,
+            screenshot_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn credentials_of_a_url_are_for_its_origin() {
+        let value = |url: &str, headers: &[(&str, &str)]| authorization(&asks(url, headers)).map(|(_, value)| value);
+        // RFC 7617, section 2.
+        let aladdin = Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==".to_owned());
+        assert_eq!(value("http://Aladdin:open%20sesame@a.test/", &[]), aladdin);
+        assert_eq!(value("http://Aladdin:open%20sesame@a.test/", &[("authorization", "Bearer x")]), None);
+        assert_eq!(value("http://a.test/", &[]), None);
+        let targets = Targets::default();
+        targets.settings.lock().authorization = authorization(&asks("http://u:p@a.test/", &[]));
+        for (url, sent) in [
+            ("http://u:p@a.test/", true),
+            ("http://a.test/picture", true),
+            ("http://b.test/@a.test/", false),
+            ("http://u:p@b.test/@a.test/", false),
+            ("https://a.test/", false),
+        ] {
+            let request = PausedRequest { url: Text(url.into()), headers: Map::new() };
+            let go_on = targets.authorized(Paused { request_id: Text("1".into()), request });
+            assert_eq!(format!("{go_on:?}").contains("Basic dTpw"), sent, "{url}");
+        }
     }
 }

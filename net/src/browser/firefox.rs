@@ -8,23 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::Request;
-use super::connection::{Answer, Command, CommandError, Connection};
+use super::connection::{Answer, Command, CommandError, Connection, Notice};
 use super::context::{ASK, PROMPT, Prepared, VIEWPORT};
 use super::events::EventSink;
 use super::framing::Framing;
-use super::message::Text;
+use super::message::{Event, Text};
 use super::supervisor::ParentPipe;
 
 /// The world in which this program's own scripts run: what the page has changed of the language it does not see.
 const WORLD: &str = "scouter";
 
-const EVENTS: [&str; 7] = [
+const EVENTS: [&str; 8] = [
+    "network.authRequired",
     "network.beforeRequestSent",
     "network.responseStarted",
     "network.responseCompleted",
@@ -143,8 +145,51 @@ struct Created {
     context: String,
 }
 
+/// A window or a frame.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Opened {
+    context: Text,
+    parent: Text,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct AuthRequired {
+    is_blocked: bool,
+    request: Asked,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    request: Text,
+}
+
+/// The page's own window, once it is known.
+type Own = Arc<Mutex<Option<String>>>;
+
+/// Nothing that a page does may hold it up until somebody does something about it.
+fn react(event: &Event<'_>, own: &Own) -> Option<Command> {
+    match event.method {
+        // A server that asks for credentials has answered.
+        "network.authRequired" => {
+            let asked = event.params::<AuthRequired>().filter(|asked| asked.is_blocked)?.request.request;
+            Some(Command::new("network.continueWithAuth", json!({"request": asked, "action": "cancel"})))
+        }
+        // Windows that it opens are closed.
+        "browsingContext.contextCreated" => {
+            let created = event.params::<Opened>().filter(|created| created.parent.is_empty())?;
+            let opened = own.lock().as_ref().is_some_and(|own| **own != *created.context);
+            opened.then(|| Command::new("browsingContext.close", json!({"context": created.context})))
+        }
+        _ => None,
+    }
+}
+
 pub struct Firefox {
     pub connection: Arc<Connection>,
+    own: Own,
 }
 
 impl Firefox {
@@ -180,16 +225,22 @@ impl Firefox {
             Some(false) => bail!("port {port}, on which it is said to listen, is another process's"),
             None => bail!("its supervisor does not answer"),
         }
+        let own = Own::default();
+        let of_page = Arc::clone(&own);
         let connection = Connection::open(stream, Framing::WebSocket, move |notice| {
             sink.deliver(&notice);
-            vec![]
+            let Notice::Event(event) = notice else { return vec![] };
+            react(&event, &of_page).into_iter().collect()
         });
         // A dialogue of a page must not hold it up.
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "unhandledPromptBehavior": {"default": "dismiss", "beforeUnload": "accept"},
         }}});
         let new: New = connection.call(Command::new("session.new", wanted), within).await?;
-        Ok((Self { connection: Arc::new(connection) }, new.capabilities.browser_version))
+        // No other request waits for this program.
+        let asks = Command::new("network.addIntercept", json!({"phases": ["authRequired"]}));
+        connection.call::<IgnoredAny>(asks, within).await?;
+        Ok((Self { connection: Arc::new(connection), own }, new.capabilities.browser_version))
     }
 
     /// A user context of a page's own, with a window in it: what is in a background tab is not painted.
@@ -215,6 +266,8 @@ impl Firefox {
         let (width, height) = VIEWPORT;
         let view = json!({"context": made.context, "viewport": {"width": width, "height": height}});
         call("browsingContext.setViewport", view).await?;
+        // Nothing has been loaded in it yet that could open others.
+        *self.own.lock() = Some(made.context.clone());
         Ok(Prepared { context: user, page: made.context, session: String::new(), verify_tls })
     }
 
@@ -276,7 +329,9 @@ impl Firefox {
     /// See [`CommandError`].
     pub async fn forget(&self, used: &Prepared) -> Result<(), CommandError> {
         let gone = json!({"userContext": used.context});
-        self.connection.call::<IgnoredAny>(Command::new("browser.removeUserContext", gone), ASK).await.map(drop)
+        self.connection.call::<IgnoredAny>(Command::new("browser.removeUserContext", gone), ASK).await?;
+        *self.own.lock() = None;
+        Ok(())
     }
 }
 
@@ -307,6 +362,8 @@ mod tests {
                 let asked = socket.next().await?.ok()?.into_text().ok()?.to_string();
                 let answer = r#"{"type":"success","id":1,"result":{"capabilities":{"browserVersion":"128.0"}}}"#;
                 socket.send(answer.into()).await.ok()?;
+                let _ = socket.next().await;
+                socket.send(r#"{"type":"success","id":2,"result":{"intercept":"1"}}"#.into()).await.ok()?;
                 let _ = socket.next().await;
                 Some(asked)
             });

@@ -107,7 +107,7 @@ async fn visit(
         healthy = session.evaluate(prepared, "window.stop(); ''".into()).await.is_ok();
     }
     // There may be an error page of the browser's own, whose times are ignored.
-    let there = healthy && answered;
+    let there = healthy && answered && !matches!(end, End::Failed(_));
     let loaded = collector.loaded() && matches!(end, End::Loaded(_));
     let vitals = match &mut end {
         End::Loaded(Some(asked)) if there => vitals(asked).await,

@@ -9,6 +9,8 @@ use serde_json::{Map, Number};
 use super::super::message::{Event, Text, first};
 use super::{Collector, ConsoleMessage, HOPS, Head, Header, REQUESTS, RequestStart, whole};
 
+/// What Chrome calls a 407 that did not come from an HTTP proxy of its own, of which there is none here.
+const PROXY_AUTH: &str = "net::ERR_UNEXPECTED_PROXY_AUTH";
 /// Of a message: how much of what was logged is read.
 const ARGUMENTS: usize = 100;
 
@@ -315,7 +317,13 @@ impl Collector {
         let Some(place) = self.place(&ended.request_id) else { return };
         let Some(entry) = self.entries.get_mut(place) else { return };
         entry.done = true;
-        if failed {
+        if failed && *ended.error_text == *PROXY_AUTH {
+            if entry.top {
+                self.failed = self.latest.clone();
+            }
+            // The target has answered. Its headers are those of the wire.
+            entry.exchange.status = Some(407);
+        } else if failed {
             let blocked = ended.blocked_reason.known().map(|why| format!("BLOCKED: {why}"));
             entry.error = Some(blocked.unwrap_or(ended.error_text.0));
             if entry.top && entry.exchange.status.is_none() {

@@ -11,7 +11,6 @@ use super::{Collector, ConsoleMessage, Entry, FRAMES, Head, Header, Key, Request
 pub struct ContextCreated {
     context: Text,
     parent: Text,
-    original_opener: Text,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -146,8 +145,7 @@ impl Collector {
     pub(super) fn firefox(&mut self, event: BidiEvent) {
         match event {
             BidiEvent::ContextCreated(created) => {
-                let known = |context: &Text| self.contexts.contains(&**context);
-                if (known(&created.parent) || known(&created.original_opener)) && self.contexts.len() < FRAMES {
+                if self.contexts.contains(&*created.parent) && self.contexts.len() < FRAMES {
                     self.contexts.insert(created.context.0);
                 }
             }

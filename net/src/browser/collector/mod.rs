@@ -59,7 +59,7 @@ type Key = (String, u64);
 
 #[derive(Debug)]
 pub struct Collector {
-    /// The page's own frame, and all that it opened.
+    /// The page's own frame, and all frames in it.
     top: String,
     contexts: HashSet<String>,
     pub entries: Vec<Entry>,

@@ -37,7 +37,7 @@ const PAGE_BYTES: u64 = 64 << 20;
 /// Connections that one page may make, and have concurrently. Requests are bounded where they are seen, and that bound
 /// must be passed first, with a connection for each of them; this one is for what is no request, such as websockets.
 pub const CONNECTIONS: usize = 4000;
-const AT_ONCE: usize = 256;
+pub const AT_ONCE: usize = 256;
 const CHUNK: usize = 64 << 10;
 
 /// Why a connection did not come about.
