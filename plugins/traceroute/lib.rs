@@ -172,8 +172,11 @@ impl Options {
 
 impl TracerouteResult {
     fn new(options: &Options, protocol: &Protocol, trace: TraceResult, mut comment: Option<String>) -> Self {
-        if trace.payload_size != options.payload_size {
+        if trace.payload_size < options.payload_size {
             add_comment(&mut comment, "Without CAP_NET_RAW TCP probes carry no data: payload_size is 0.");
+        } else if trace.payload_size > options.payload_size {
+            let more = format!("Data tells the probes of a UDP flow apart: payload_size is {}.", trace.payload_size);
+            add_comment(&mut comment, &more);
         }
         Self {
             dst: options.dst.clone(),
@@ -298,6 +301,11 @@ mod tests {
         let trace = TraceResult { payload_size: 0, ..testing::trace_result("192.0.2.1") };
         let result = TracerouteResult::new(&options, &Protocol::Tcp(80), trace, Some("Before.".into()));
         let text = "Before. Without CAP_NET_RAW TCP probes carry no data: payload_size is 0.";
+        assert_eq!(result.comment.as_deref(), Some(text));
+        let options = self::options(json!({"dst": "x", "proto": "UDP", "payload_size": 1})).expect("valid");
+        let trace = TraceResult { payload_size: 2, ..testing::trace_result("192.0.2.1") };
+        let result = TracerouteResult::new(&options, &Protocol::Udp(33434), trace, None);
+        let text = "Data tells the probes of a UDP flow apart: payload_size is 2.";
         assert_eq!(result.comment.as_deref(), Some(text));
     }
 }

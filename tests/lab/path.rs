@@ -16,6 +16,7 @@ use crate::trials;
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     trials!("lab::path", lab =>
         every_carrier_finds_every_router,
+        a_trace_has_a_socket_for_each_flow_and_no_more,
         hop_by_hop_as_traceroute_and_mtr_see_them,
         a_path_ends_where_a_router_says_so,
         a_black_hole_costs_one_timeout,
@@ -98,21 +99,43 @@ fn every_carrier_finds_every_router(lab: &Lab) {
                 let result =
                     trace(&server, json!({"dst": dst, "proto": proto, "payload_size": size, "timeout_ms": 300}));
                 follows_the_chain(&result, expected, dst);
+                let carried = if proto == "UDP" { size.max(2) } else { size };
                 let of = |field: &str| result[field].clone();
                 assert_eq!(
                     (of("dst"), of("address"), of("proto"), of("dport"), of("payload_size"), of("mode")),
-                    (json!(dst), json!(dst), json!(proto), port.clone(), json!(size), json!("raw")),
+                    (json!(dst), json!(dst), json!(proto), port.clone(), json!(carried), json!("raw")),
                     "{result}"
                 );
                 let headers = if dst.contains(':') { 40 } else { 20 } + if proto == "TCP" { 20 } else { 8 };
-                assert_eq!(of("packet_size"), json!(size + headers), "{result}");
-                assert_eq!(of("constant_flow"), json!(size > 0 || proto == "TCP"), "{result}");
+                assert_eq!(of("packet_size"), json!(carried + headers), "{result}");
+                assert_eq!(of("constant_flow"), json!(size > 0 || proto != "ICMP"), "{result}");
                 assert_eq!(result["trace"][7]["answer"], json!(answer), "{result}");
                 let names: Vec<_> = [0, 1, 5].map(|at| result["trace"][at]["hostname"].clone()).into();
                 assert_eq!(names, ["r1.path.test", "r2.path.test", "r6.path.test"], "{result}");
                 assert_eq!(result["trace"][4]["hostname"], "", "its address has no name: {result}");
             }
         }
+    }
+}
+
+fn a_trace_has_a_socket_for_each_flow_and_no_more(lab: &Lab) {
+    let server = lab.server(&[]);
+    for proto in CARRIERS {
+        let (_, before) = server.weight();
+        let options =
+            json!({"dst": "10.81.1.9", "proto": proto, "payload_size": 0, "probes": 5, "paths": 4, "timeout_ms": 1500});
+        let most = std::thread::scope(|scope| {
+            let trace = scope.spawn(|| server.test("traceroute", &options));
+            let mut most = 0;
+            while !trace.is_finished() {
+                most = most.max(server.weight().1);
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            trace.join().expect("answered");
+            most
+        });
+        // TCP: one that holds the port and one that receives. And the connections of this test.
+        assert!(most <= before + 2 * 4 + 4, "{proto}: {before} descriptors, then {most}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! ICMP messages as bytes (RFC 792, RFC 4443). Pure: no sockets, no clocks.
 
+use std::net::SocketAddr;
+
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv4::Ipv4Packet;
 
@@ -64,10 +66,10 @@ pub fn echo_request(family: Family, identifier: u16, seq: u16, payload: impl Ite
 pub enum FlowKey {
     /// Identifier of echo requests and replies.
     Icmp(u16),
-    /// Source port of the quoted datagram.
-    Udp(u16),
-    /// Source port of the quoted segment.
-    Tcp(u16),
+    /// Source address and port of the quoted datagram: two sockets may have one port on different addresses.
+    Udp(SocketAddr),
+    /// Source address and port of the quoted segment.
+    Tcp(SocketAddr),
 }
 
 /// An ICMP message that can answer a probe.
@@ -93,13 +95,14 @@ impl Message<'_> {
             Self::EchoReply { identifier, .. } => return Some(FlowKey::Icmp(*identifier)),
             Self::Error(error) => error.quoted,
         };
-        let source_port = || quoted.transport.first_chunk().map(|port| u16::from_be_bytes(*port));
+        let port = || quoted.transport.first_chunk().map(|port| u16::from_be_bytes(*port));
+        let source = || port().map(|port| SocketAddr::new(quoted.source, port));
         match quoted.protocol {
             protocol if protocol == ip_protocol(family) => {
                 parse_echo_request(family, quoted.transport).map(|(identifier, _)| FlowKey::Icmp(identifier))
             }
-            protocol if protocol == IpNextHeaderProtocols::Udp.0 => source_port().map(FlowKey::Udp),
-            protocol if protocol == IpNextHeaderProtocols::Tcp.0 => source_port().map(FlowKey::Tcp),
+            protocol if protocol == IpNextHeaderProtocols::Udp.0 => source().map(FlowKey::Udp),
+            protocol if protocol == IpNextHeaderProtocols::Tcp.0 => source().map(FlowKey::Tcp),
             _ => None,
         }
     }
@@ -244,7 +247,10 @@ mod tests {
         assert_eq!(parse_echo_request(Family::V4, error.quoted.transport), Some((5, 6)));
         assert_eq!((error.kind.mtu, error.kind.description), (Some(1400), "fragmentation needed"));
         message[8 + 9] = 17;
-        assert_eq!(parse(Family::V4, &message).expect("an error").flow(Family::V4), Some(FlowKey::Udp(0x0800)));
+        assert_eq!(
+            parse(Family::V4, &message).expect("an error").flow(Family::V4),
+            Some(FlowKey::Udp(([10, 0, 0, 1], 0x0800).into()))
+        );
         message[8 + 9] = 47;
         assert_eq!(parse(Family::V4, &message).expect("an error").flow(Family::V4), None, "we send no such packets");
     }

@@ -17,6 +17,7 @@ const LEGACY_QUOTE_LENGTH: usize = 128;
 /// The packet that caused an ICMP error, as far as it is quoted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quoted<'a> {
+    pub source: IpAddr,
     pub target: IpAddr,
     pub protocol: u8,
     /// What follows the IP header: often no more than 8 bytes.
@@ -72,9 +73,9 @@ fn quoted_v4(datagram: &[u8]) -> Option<Quoted<'_>> {
     let ip = Ipv4Packet::new(datagram)?;
     let header = usize::from(ip.get_header_length()) * 4;
     let whole = ip.get_version() == 4 && header >= 20 && ip.get_fragment_offset() == 0;
-    let (target, protocol) = (ip.get_destination().into(), ip.get_next_level_protocol().0);
+    let (source, target) = (ip.get_source().into(), ip.get_destination().into());
     let transport = datagram.get(header..).filter(|_| whole)?;
-    Some(Quoted { target, protocol, transport })
+    Some(Quoted { source, target, protocol: ip.get_next_level_protocol().0, transport })
 }
 
 fn quoted_v6(datagram: &[u8]) -> Option<Quoted<'_>> {
@@ -90,7 +91,8 @@ fn quoted_v6(datagram: &[u8]) -> Option<Quoted<'_>> {
         next = IpNextHeaderProtocol::new(protocol);
         transport = transport.get(8..)?;
     }
-    (ip.get_version() == 6).then(|| Quoted { target: ip.get_destination().into(), protocol: next.0, transport })
+    let (source, target) = (ip.get_source().into(), ip.get_destination().into());
+    (ip.get_version() == 6).then_some(Quoted { source, target, protocol: next.0, transport })
 }
 
 /// None when the bytes are no extension structure.
@@ -157,6 +159,7 @@ mod tests {
     #[test]
     fn a_quoted_packet_is_read_as_far_as_it_goes() {
         let (quoted, extensions) = split(Family::V4, &V4, 0).expect("whole");
+        assert_eq!(quoted.source.to_string(), "10.0.0.1");
         assert_eq!((quoted.target.to_string().as_str(), quoted.protocol), ("192.0.2.9", 17));
         assert_eq!(quoted.transport, &V4[20..]);
         assert_eq!(extensions, Extensions::default());

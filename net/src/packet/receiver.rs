@@ -205,4 +205,43 @@ mod tests {
         flows.owners.remove(&FlowKey::Icmp(7));
         assert_eq!(flows.free_identifier(), Some(7));
     }
+
+    #[derive(Default)]
+    struct Count(AtomicU32);
+
+    impl Demultiplexer for Count {
+        fn receive(&self, _: &ReceivedMessage<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_port_of_two_addresses_is_two_flows() {
+        let shared = Arc::new(Shared { family: Family::V4, flows: Mutex::default(), dropped: AtomicU32::new(0) });
+        let task = AbortOnDropHandle::new(tokio::spawn(async {}));
+        let receiver = Arc::new(IcmpReceiver { shared: Arc::clone(&shared), _task: task });
+        let owners = [1, 2].map(|host| {
+            let owner = Arc::new(Count::default());
+            let flow = FlowKey::Udp(([10, 0, 0, host], 40_000).into());
+            (Arc::clone(&owner), receiver.claim(flow, owner))
+        });
+        let received = socket::Received {
+            length: 0,
+            source: Some([192, 0, 2, 1].into()),
+            ttl: None,
+            timestamp: None,
+            dropped: 0,
+            send_id: None,
+            error: None,
+        };
+        // Time exceeded, about a datagram of the second address.
+        let quoted =
+            [0x45, 0, 0, 28, 0, 0, 0, 0, 1, 17, 0, 0, 10, 0, 0, 2, 192, 0, 2, 9, 0x9c, 0x40, 0x82, 0x9a, 0, 8, 1, 2];
+        let mut message = [&[11, 0, 0, 0, 0, 0, 0, 0][..], &quoted].concat();
+        let sum = pnet_packet::util::checksum(&message, 1);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let header = [0x45, 0, 0, 56, 0, 0, 0, 0, 64, 1, 0, 0, 192, 0, 2, 1, 10, 0, 0, 2];
+        shared.dispatch(&received, &[&header[..], &message].concat());
+        assert_eq!(owners.map(|(owner, _claim)| owner.0.load(Ordering::Relaxed)), [0, 1]);
+    }
 }

@@ -199,6 +199,7 @@ impl ProbeTable {
 
 #[cfg(test)]
 mod tests {
+    use super::super::probe::UDP_PAYLOAD;
     use super::*;
     use crate::Family;
     use crate::dns::{Query, Question};
@@ -225,7 +226,8 @@ mod tests {
 
     fn quote(table: &ProbeTable, bytes: &[u8], length: usize) -> Option<u32> {
         let transport = &bytes[..length.min(bytes.len())];
-        table.quoted(&Quoted { target: table.template.target.ip(), protocol: table.template.protocol(), transport })
+        let (source, target) = (table.template.source.ip(), table.template.target.ip());
+        table.quoted(&Quoted { source, target, protocol: table.template.protocol(), transport })
     }
 
     #[test]
@@ -233,6 +235,7 @@ mod tests {
         for family in Family::BOTH {
             for transport in [Transport::Icmp, Transport::Tcp, Transport::Udp] {
                 for size in [0, 1, 2, 3, 17, 18, 19, 56, 1472] {
+                    let size = if transport == Transport::Udp { UDP_PAYLOAD.max(size) } else { size };
                     let table = table(template(transport, family, size), 32, 8);
                     assert_eq!(table.probes.len(), 256);
                     for index in 0..256 {
@@ -287,7 +290,12 @@ mod tests {
         let ours = table(template(Transport::Udp, Family::V4, 56), 3, 1);
         let bytes = ours.bytes(1);
         let quoted = |target: &str, protocol, transport| {
-            ours.quoted(&Quoted { target: target.parse().expect("an address"), protocol, transport })
+            ours.quoted(&Quoted {
+                source: ours.template.source.ip(),
+                target: target.parse().expect("an address"),
+                protocol,
+                transport,
+            })
         };
         assert_eq!(quoted("192.0.2.9", 17, &bytes), Some(1));
         assert_eq!(quoted("192.0.2.8", 17, &bytes), None);

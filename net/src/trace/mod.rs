@@ -26,7 +26,7 @@ use crate::policy::Permitted;
 use crate::rate::Rate;
 use crate::series::{Arrival, Event, Schedule, Series, SeriesTask};
 use matching::ProbeTable;
-use probe::{Template, Transport};
+use probe::{Template, Transport, UDP_PAYLOAD};
 
 pub use probe::ProbePacket;
 
@@ -207,6 +207,7 @@ fn template(target: Permitted, parameters: &TraceParameters, raw: bool) -> Resul
         Some(question) => question.bytes.len(),
         // A connecting socket sends no payload.
         None if transport == Transport::Tcp && !raw => 0,
+        None if transport == Transport::Udp && raw => UDP_PAYLOAD.max(parameters.payload_size.into()),
         None => parameters.payload_size.into(),
     };
     // Connecting to port 0 fails.

@@ -22,6 +22,9 @@ use crate::dns::Query;
 use crate::packet::icmp;
 use crate::packet::token::TOKEN;
 
+/// Bytes of payload of a UDP probe at least, where this crate builds it: they tell the probes of a flow apart.
+pub const UDP_PAYLOAD: usize = 2;
+
 /// One probe of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbePacket {
@@ -51,8 +54,7 @@ impl Flows {
     /// `port_per_probe`: the sockets distinguish probes of TCP and UDP by port only.
     #[must_use]
     pub fn of(template: &Template, packets: &[ProbePacket], port_per_probe: bool) -> Self {
-        let udp_without_data = template.transport == Transport::Udp && !template.keeps_flow_constant();
-        if udp_without_data || (port_per_probe && template.transport != Transport::Icmp) {
+        if port_per_probe && template.transport != Transport::Icmp {
             return Self::PerProbe(packets.len());
         }
         Self::Shared(packets.iter().map(|packet| usize::from(packet.flow) + 1).max().unwrap_or(1))

@@ -2,6 +2,7 @@
 //! target from the UDP sockets that are bound to the probes' ports, or from raw TCP sockets with a filter for those
 //! ports. A TCP port is bound and never connected: the kernel resets what answers there, so nothing stays half open.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use pnet_packet::tcp::{TcpFlags, TcpPacket};
@@ -104,7 +105,7 @@ impl RawChannel {
                     let (port, socket) = open_udp(&template).map_err(unavailable)?;
                     let reader = reader(socket, DATAGRAM_CAPACITY).map_err(unavailable)?;
                     readers.spawn(read_datagrams(reader, flow, Arc::clone(&demultiplexer)));
-                    (port, receiver.claim(FlowKey::Udp(port), owner))
+                    (port, receiver.claim(FlowKey::Udp(SocketAddr::new(template.source.ip(), port)), owner))
                 }
                 Transport::Tcp => {
                     let unavailable = |error| StartError::no_socket("TCP", &error);
@@ -112,7 +113,7 @@ impl RawChannel {
                     reserved.push(holder);
                     let reader = reader(socket, SEGMENT_CAPACITY).map_err(unavailable)?;
                     readers.spawn(read_segments(reader, Arc::clone(&demultiplexer)));
-                    (port, receiver.claim(FlowKey::Tcp(port), owner))
+                    (port, receiver.claim(FlowKey::Tcp(SocketAddr::new(template.source.ip(), port)), owner))
                 }
             };
             ports.push(port);
