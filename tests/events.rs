@@ -12,7 +12,7 @@ use crate::support::{SOON, hostile};
 use crate::trials;
 
 pub fn trials() -> Vec<Trial> {
-    trials!("events": events_arrive_in_order_and_resume, ten_thousand_watchers_do_not_delay_requests)
+    trials!("events": events_arrive_in_order_and_resume, ten_thousand_watchers_do_not_delay_requests, a_large_partial_result_is_read_once_for_all_watchers)
 }
 
 /// Reads events until their end: identifier, name, data.
@@ -88,6 +88,29 @@ fn events_arrive_in_order_and_resume() {
         assert!(watcher.join().expect("let go").iter().all(|(_, kind, _)| kind != "done"));
         assert!(started.elapsed() < SOON);
     });
+}
+
+fn a_large_partial_result_is_read_once_for_all_watchers() {
+    let server = Server::hostile(&[]);
+    let payload = json!({"hostile": vec![json!({"do": "large partials", "n": 20_000}); 4]});
+    let (before, _) = server.weight();
+    let receipt = server.request("POST", "/api/v1.0/tests", Some(&payload.to_string())).body["receipt"].clone();
+    let receipt = receipt.as_str().expect("a receipt");
+    let most = std::thread::scope(|scope| {
+        let watchers: Vec<_> = (0..60).map(|_| scope.spawn(|| watch(&server, receipt, None))).collect();
+        let mut most = 0;
+        while !watchers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            most = most.max(server.weight().0);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for watcher in watchers {
+            let events = watcher.join().expect("watched");
+            assert!(events.iter().any(|(_, kind, _)| kind == "partial") && events.last().expect("some").1 == "done");
+        }
+        most
+    });
+    // Parsed by each of them they took hundreds of MiB.
+    assert!(most < before + 200 * 1024, "{before} kB, then {most} kB");
 }
 
 fn ten_thousand_watchers_do_not_delay_requests() {

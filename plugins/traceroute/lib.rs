@@ -302,7 +302,7 @@ mod tests {
         let result = TracerouteResult::new(&options, &Protocol::Tcp(80), trace, Some("Before.".into()));
         let text = "Before. Without CAP_NET_RAW TCP probes carry no data: payload_size is 0.";
         assert_eq!(result.comment.as_deref(), Some(text));
-        let options = self::options(json!({"dst": "x", "proto": "UDP", "payload_size": 1})).expect("valid");
+        let options = self::options(json!({"dst": "x", "proto": "UDP", "payload_size": 1}));
         let trace = TraceResult { payload_size: 2, ..testing::trace_result("192.0.2.1") };
         let result = TracerouteResult::new(&options, &Protocol::Udp(33434), trace, None);
         let text = "Data tells the probes of a UDP flow apart: payload_size is 2.";

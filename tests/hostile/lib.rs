@@ -234,6 +234,12 @@ impl Guest for Hostile {
                 let found = new_memory(n).filter(|word| unsafe { word.read_volatile() } == u64::MAX).count();
                 return outcome(&json!({"found": found, "left": LEFT.load(Ordering::Relaxed)}));
             }
+            "large partials" => {
+                for round in 0..5 {
+                    report::progress(&json!({"round": round, "x": vec![json!({"a": 0}); n]}).to_string());
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                }
+            }
             "say" => return outcome(&json!({"said": options["say"], "rows": [{"said": options["say"]}]})),
             "flood" => {
                 let trace = udp_trace(to, 500);

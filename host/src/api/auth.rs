@@ -51,7 +51,7 @@ impl Auth {
             digests: RwLock::new(digests.into()),
             guesses: RateLimiter::keyed(quota).with_middleware(),
             blocked: Mutex::default(),
-            known: Cache::builder().max_capacity(ADDRESSES as u64).time_to_live(KNOWN).build(),
+            known: Cache::builder().max_capacity(ADDRESSES as u64).time_to_idle(KNOWN).build(),
             requests: rate.map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
         }
     }
@@ -70,7 +70,8 @@ impl Auth {
         match self.accepts(headers) {
             Some(secret) => {
                 if let Some(from) = from.map(network_of)
-                    && !self.known.contains_key(&from)
+                    // To ask is to renew.
+                    && self.known.get(&from).is_none()
                 {
                     self.known.insert(from, ());
                 }

@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 use super::error::NoReceipt;
 use super::tests::receipt_of;
 use super::{Api, ApiError, SharedBody};
-use crate::receipts::{Event, Reader, Unread};
+use crate::receipts::{Event, Reader, Receipt, Unread};
 
 /// Interval of comment lines: proxies close silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -78,16 +78,17 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
     if watch.reader.is_abandoned() {
         return None;
     }
-    let unread = watch.reader.receipt().unread(watch.sent);
-    if !unread.is_empty() {
-        let is_quick = unread.len() <= QUICK && unread.iter().all(|unread| unread.partial().is_small());
-        let read = || unread.into_iter().map(Unread::read).collect();
-        let read = if is_quick { read() } else { watch.api.services.compute(read).await.ok()? };
-        watch.reader.receipt().put(read);
+    let unread = watch.reader.receipt().take_unread(watch.sent);
+    let is_quick = unread.len() <= QUICK && unread.iter().all(|unread| unread.partial().is_small());
+    if is_quick {
+        watch.reader.receipt().put(unread.into_iter().map(Unread::read).collect());
+    } else {
+        // Others wait for it too: it is read whether or not this client stays.
+        tokio::spawn(read_elsewhere(Arc::clone(&watch.api), watch.reader.shared(), unread));
     }
     let since = watch.reader.receipt().since(watch.sent);
     watch.sent = since.up_to;
-    watch.paused = !since.events.is_empty();
+    watch.paused = !since.events.is_empty() || since.is_reading;
     if watch.paused {
         let pieces = since.events.into_iter().flat_map(pieces).collect();
         return Some((pieces, (!since.done).then_some(watch)));
@@ -97,6 +98,18 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
         // Deleted or expired.
         Ok(false) => None,
         Err(_) => Some((vec![Bytes::from_static(b": still here\n\n")], Some(watch))),
+    }
+}
+
+/// Large partial results, in their turn.
+async fn read_elsewhere(api: Arc<Api>, receipt: Arc<Receipt>, unread: Vec<Unread>) {
+    let turn = Arc::clone(&api.costs.partials).acquire_owned().await;
+    let read = move || {
+        receipt.put(unread.into_iter().map(Unread::read).collect());
+        drop(turn);
+    };
+    if let Err(error) = api.services.compute(read).await {
+        tracing::error!(%error, "partial results could not be read");
     }
 }
 

@@ -87,13 +87,19 @@ pub struct Costs {
     bodies: Arc<Semaphore>,
     /// Bodies being checked.
     checks: Arc<Semaphore>,
+    /// Large partial results being read.
+    pub(super) partials: Arc<Semaphore>,
 }
 
 impl Costs {
     #[must_use]
     pub fn new(max_body: usize) -> Self {
         let bodies = BODIES_BYTES.max(max_body).min(Semaphore::MAX_PERMITS);
-        Self { bodies: Arc::new(Semaphore::new(bodies)), checks: Arc::new(Semaphore::new(CHECKS)) }
+        Self {
+            bodies: Arc::new(Semaphore::new(bodies)),
+            checks: Arc::new(Semaphore::new(CHECKS)),
+            partials: Arc::new(Semaphore::new(1)),
+        }
     }
 }
 
@@ -260,7 +266,11 @@ mod bodies {
     use super::*;
 
     fn costs(bytes: usize) -> Costs {
-        Costs { bodies: Arc::new(Semaphore::new(bytes)), checks: Arc::new(Semaphore::new(CHECKS)) }
+        Costs {
+            bodies: Arc::new(Semaphore::new(bytes)),
+            checks: Arc::new(Semaphore::new(CHECKS)),
+            partials: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// Of no known length.

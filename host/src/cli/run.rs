@@ -47,7 +47,9 @@ fn options(pairs: &[String]) -> anyhow::Result<Map<String, Value>> {
             Ok(json @ (Value::Bool(_) | Value::Array(_) | Value::Object(_))) => json,
             _ => Value::String(value.to_owned()),
         };
-        options.insert(name.to_owned(), value);
+        if options.insert(name.to_owned(), value).is_some() {
+            anyhow::bail!("option '{name}' is given more than once");
+        }
     }
     Ok(options)
 }
@@ -112,5 +114,6 @@ mod tests {
         let expected = serde_json::json!({"dst": "192.0.2.1", "count": "3", "headers": {"a": "b"}, "ignore_ssl": true, "url": "http://x/?a=b", "empty": ""});
         assert_eq!(Value::Object(options), expected);
         assert!(super::options(&["novalue".into()]).is_err());
+        assert!(super::options(&["dst=a".into(), "dst=b".into()]).is_err());
     }
 }

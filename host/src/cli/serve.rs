@@ -35,6 +35,10 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
     let auth = Auth::new(settings.secrets()?, NonZeroU32::new(settings.rate_limit));
     let identity = identity(settings)?;
     let runtimes = Runtimes::new(settings.threads)?;
+    let signals = {
+        let _inside = runtimes.io.enter();
+        Signals::listen().context("signals")?
+    };
     let source = settings.asn_source()?;
     let slots = usize::try_from(settings.max_process_count)?;
     let (services, plugins) = super::load(&runtimes, engine, slots)?;
@@ -65,7 +69,7 @@ pub fn serve(engine: &Engine, settings: &Serve) -> anyhow::Result<ExitCode> {
         started,
         stopping: AtomicBool::new(false),
     });
-    let done = runtimes.io.block_on(run(Arc::clone(&api), identity, settings));
+    let done = runtimes.io.block_on(run(Arc::clone(&api), identity, settings, signals));
     runtimes.io.block_on(kept.net.browsers.end());
     runtimes.end();
     done.map(|()| ExitCode::SUCCESS)
@@ -96,10 +100,8 @@ fn raise_open_files() {
     }
 }
 
-async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve) -> anyhow::Result<()> {
-    // Before the first request is accepted: the default action of a signal would end the process immediately.
-    let mut stop = Stop::listen().context("signals")?;
-    let mut hangup = signal(SignalKind::hangup()).context("signals")?;
+async fn run(api: Arc<Api>, identity: Option<Arc<Identity>>, settings: &Serve, signals: Signals) -> anyhow::Result<()> {
+    let Signals { mut stop, mut hangup } = signals;
     let listening = Listening::bind(&settings.addresses())?;
     // Sockets that need other capabilities are open by now.
     privilege::drop_or_warn(privilege::BROWSERS);
@@ -198,11 +200,21 @@ struct Stop {
     interrupt: Signal,
 }
 
-impl Stop {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
+/// The default action of a signal would end the process: signals are caught from the start, and acted upon once the
+/// server listens.
+struct Signals {
+    stop: Stop,
+    hangup: Signal,
+}
 
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let stop = Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        Ok(Self { stop, hangup: signal(SignalKind::hangup())? })
+    }
+}
+
+impl Stop {
     async fn wait(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

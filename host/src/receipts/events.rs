@@ -28,6 +28,8 @@ pub struct Since {
     pub events: Vec<Event>,
     /// The number to continue from: an update may have nothing to say.
     pub up_to: u64,
+    /// Is a partial result unread or being read? More can be had soon.
+    pub is_reading: bool,
     /// Is the last of them `done`?
     pub done: bool,
 }
@@ -74,6 +76,8 @@ pub struct Read {
 enum Data {
     /// A partial result that no watcher has asked for yet.
     Unread(Partial),
+    /// One that is being parsed.
+    Reading,
     /// JSON in pieces; empty when there is nothing to say.
     Pieces(Vec<Bytes>),
 }
@@ -153,15 +157,17 @@ impl Receipt {
         if last > self.happened.load(Ordering::Relaxed) + end { 0 } else { last }
     }
 
-    /// Partial results after this number that are not parsed yet. A caller that wants them in [`Self::since`] parses
-    /// them, on a thread that may take the time, and gives them to [`Self::put`].
+    /// Takes the partial results after this number that are not parsed yet, each of them once. The caller parses them, on a
+    /// thread that may take the time, and gives them to [`Self::put`].
     #[must_use]
-    pub fn unread(&self, number: u64) -> Vec<Unread> {
-        let updates = self.updates.lock();
-        let newer = updates.iter().enumerate().filter(|(_, update)| update.number > number);
-        let unread = newer.filter_map(|(index, update)| match &update.data {
-            Data::Unread(partial) => Some(Unread { index, number: update.number, partial: partial.clone() }),
-            Data::Pieces(_) => None,
+    pub fn take_unread(&self, number: u64) -> Vec<Unread> {
+        let mut updates = self.updates.lock();
+        let newer = updates.iter_mut().enumerate().filter(|(_, update)| update.number > number);
+        let unread = newer.filter_map(|(index, update)| {
+            let Data::Unread(partial) = &update.data else { return None };
+            let unread = Unread { index, number: update.number, partial: partial.clone() };
+            update.data = Data::Reading;
+            Some(unread)
         });
         unread.collect()
     }
@@ -183,7 +189,7 @@ impl Receipt {
         let done = !self.is_running();
         let (mut events, mut up_to) = (vec![], number);
         let updates = self.updates.lock();
-        let unread = updates.iter().filter(|update| update.number > number && matches!(update.data, Data::Unread(_)));
+        let unread = updates.iter().filter(|update| update.number > number && !matches!(update.data, Data::Pieces(_)));
         let end = unread.map(|update| update.number).min().unwrap_or(u64::MAX);
         for update in updates.iter().filter(|update| update.number > number && update.number < end) {
             up_to = up_to.max(update.number);
@@ -200,7 +206,7 @@ impl Receipt {
             up_to = self.happened.load(Ordering::Relaxed) + 1;
             events.push(Event { number: up_to, kind: "done", data: self.pieces() });
         }
-        Since { events, up_to, done }
+        Since { events, up_to, is_reading: end < u64::MAX, done }
     }
 
     /// Waits for an event after this number. False when the receipt was deleted or has expired.
@@ -234,7 +240,7 @@ mod tests {
 
     fn events_since(receipt: &Receipt, since: u64) -> Vec<(u64, &'static str, String)> {
         let text = |event: Event| String::from_utf8(event.data.concat()).expect("UTF-8");
-        receipt.put(receipt.unread(since).into_iter().map(Unread::read).collect());
+        receipt.put(receipt.take_unread(since).into_iter().map(Unread::read).collect());
         receipt.since(since).events.into_iter().map(|event| (event.number, event.kind, text(event))).collect()
     }
 
@@ -257,7 +263,7 @@ mod tests {
         receipt.partial(0, &partial_result("{}"));
         let unread = receipt.since(0);
         assert_eq!((unread.events.len(), unread.up_to), (0, 0), "nothing is passed over that is unread");
-        let late = receipt.unread(0);
+        let late = receipt.take_unread(0);
         receipt.partial(2, &partial_result("{\"n\":\n3}"));
         receipt.put(late.into_iter().map(Unread::read).collect());
         let partial = |n, text: &str| (n, "partial", text.to_owned());

@@ -72,6 +72,11 @@ impl Reader {
         &self.0
     }
 
+    #[must_use]
+    pub fn shared(&self) -> Arc<Receipt> {
+        Arc::clone(&self.0)
+    }
+
     /// Was the receipt deleted, or has it expired, before its tests were finished?
     #[must_use]
     pub fn is_abandoned(&self) -> bool {

@@ -4,8 +4,9 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinError;
@@ -29,15 +30,32 @@ impl Computes {
     }
 }
 
+/// CPU time in nanoseconds that the runs of a plugin may take on average where they begin on the I/O threads: many short runs add up.
+const BRIEF_ON_AVERAGE: u64 = 300_000;
+/// Runs that an average is of, the last ones counting most.
+const AVERAGED: u64 = 16;
+
 /// Whether earlier runs of a plugin computed for long.
 #[derive(Debug, Default)]
-pub struct RunHistory(AtomicU32);
+pub struct RunHistory {
+    /// Runs that begin on the guests' threads from now on.
+    penalty: AtomicU32,
+    /// CPU time of the last runs, in nanoseconds.
+    average: AtomicU64,
+}
 
 impl RunHistory {
     /// Counts a run that begins.
     fn computes(&self) -> bool {
-        let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-        left.is_ok()
+        let left = self.penalty.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.is_ok() || self.average.load(Ordering::Relaxed) > BRIEF_ON_AVERAGE
+    }
+
+    /// Counts the CPU time of a run that has ended.
+    pub fn add(&self, used: Duration) {
+        let used = u64::try_from(used.as_nanos()).unwrap_or(u64::MAX);
+        let add = |average: u64| Some(average - average / AVERAGED + used / AVERAGED);
+        let _ = self.average.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
     /// Runs it here until it computes, then on `guests`. Dropping this stops the run wherever it is.
@@ -52,13 +70,13 @@ impl RunHistory {
         let mut run = Box::pin(run);
         if !self.computes() {
             let ended = poll_fn(|context| {
-                if self.0.load(Ordering::Relaxed) > 0 {
+                if self.penalty.load(Ordering::Relaxed) > 0 {
                     return Poll::Ready(None);
                 }
                 match run.as_mut().poll(context) {
                     Poll::Ready(output) => Poll::Ready(Some(output)),
                     Poll::Pending if computes.is_set() => {
-                        self.0.store(PENALTY, Ordering::Relaxed);
+                        self.penalty.store(PENALTY, Ordering::Relaxed);
                         Poll::Ready(None)
                     }
                     Poll::Pending => Poll::Pending,
@@ -96,7 +114,7 @@ mod tests {
                 let ticks = computes.clone();
                 let run = async move {
                     let mut places = vec![here()];
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                     places.push(here());
                     if computing {
                         ticks.set();
@@ -119,7 +137,7 @@ mod tests {
         let (waiting, guest) = (Arc::clone(&history), guests.handle().clone());
         let waiting = io.spawn(async move {
             let run = async {
-                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                tokio::time::sleep(Duration::from_millis(300)).await;
                 here()
             };
             waiting.run(run, &Computes::default(), &guest).await.expect("no panic")
@@ -128,5 +146,18 @@ mod tests {
         assert_eq!(io.block_on(waiting).expect("no panic"), "guest");
         io.shutdown_background();
         guests.shutdown_background();
+    }
+
+    #[test]
+    fn many_runs_that_are_not_quite_brief_begin_elsewhere() {
+        let history = RunHistory::default();
+        (0..100).for_each(|_| history.add(Duration::from_micros(200)));
+        assert!(!history.computes());
+        history.add(Duration::from_millis(1));
+        assert!(!history.computes(), "one of many");
+        (0..10).for_each(|_| history.add(Duration::from_millis(1)));
+        assert!(history.computes());
+        (0..100).for_each(|_| history.add(Duration::from_micros(200)));
+        assert!(!history.computes());
     }
 }

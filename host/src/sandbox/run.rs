@@ -154,7 +154,7 @@ impl Plugin {
         let (cpu, log, computes) = (Arc::clone(&guest.budget.cpu), guest.log.clone(), guest.computes.clone());
         let mut sandbox = Sandbox { store: guest::store(&self.engine, state), _permit: permit };
         let (pre, options) = (self.pre.clone(), options.to_owned());
-        let called = cpu.of(async move {
+        let called = Arc::clone(&cpu).of(async move {
             let plugin = pre.instantiate_async(&mut sandbox.store).await?;
             plugin.scouter_probe_test().call_run(&mut sandbox.store, &options).await
         });
@@ -169,6 +169,7 @@ impl Plugin {
                 Err(_) => Err(RunError::Deadline(within)),
             },
         };
+        self.history.add(cpu.used());
         for line in log.text().lines() {
             tracing::debug!(plugin = self.name, line = %line.escape_debug(), "plugin log");
         }

@@ -219,11 +219,11 @@ mod tests {
     async fn one_port_of_two_addresses_is_two_flows() {
         let shared = Arc::new(Shared { family: Family::V4, flows: Mutex::default(), dropped: AtomicU32::new(0) });
         let task = AbortOnDropHandle::new(tokio::spawn(async {}));
-        let receiver = Arc::new(IcmpReceiver { shared: Arc::clone(&shared), _task: task });
+        let shared_by_all = Arc::new(IcmpReceiver { shared: Arc::clone(&shared), _task: task });
         let owners = [1, 2].map(|host| {
             let owner = Arc::new(Count::default());
             let flow = FlowKey::Udp(([10, 0, 0, host], 40_000).into());
-            (Arc::clone(&owner), receiver.claim(flow, owner))
+            (Arc::clone(&owner), shared_by_all.claim(flow, owner))
         });
         let received = socket::Received {
             length: 0,
