@@ -35,8 +35,9 @@ pub const STREAMS: u32 = 64;
 pub enum Exceeded {
     #[error("response headers pass {} KiB or {HEADERS} fields", HEADER_BYTES >> 10)]
     Headers,
-    #[error("the body passes {} MiB", BODY_BYTES >> 20)]
-    Body,
+    /// Not an error: the body is cut there.
+    #[error("the body passes {0} bytes")]
+    Body(u64),
     #[error("more than {INTERIM} interim responses (1xx)")]
     Interim,
     #[error("the body comes in more than {0} pieces of less than {PIECE_BYTES} bytes")]
@@ -87,6 +88,7 @@ impl Interim {
 #[derive(Debug)]
 pub struct Pieces {
     most: u64,
+    most_bytes: u64,
     count: u64,
     pub bytes: u64,
 }
@@ -101,7 +103,13 @@ impl Pieces {
     /// So many, besides one for each 256 bytes.
     #[must_use]
     pub fn at_most(most: u64) -> Self {
-        Self { most, count: 0, bytes: 0 }
+        Self { most, most_bytes: BODY_BYTES, count: 0, bytes: 0 }
+    }
+
+    /// Of a body that is read up to so many bytes.
+    #[must_use]
+    pub fn up_to(self, most_bytes: u64) -> Self {
+        Self { most_bytes, ..self }
     }
 
     /// # Errors
@@ -109,8 +117,8 @@ impl Pieces {
     pub fn add(&mut self, bytes: usize) -> Result<(), Exceeded> {
         self.count += 1;
         self.bytes += bytes as u64;
-        if self.bytes > BODY_BYTES {
-            return Err(Exceeded::Body);
+        if self.bytes > self.most_bytes {
+            return Err(Exceeded::Body(self.most_bytes));
         }
         if self.count > self.most + self.bytes / PIECE_BYTES { Err(Exceeded::Pieces(self.most)) } else { Ok(()) }
     }
@@ -149,15 +157,53 @@ impl Portions {
     }
 }
 
-/// Frames of an HTTP/2 connection (RFC 9113, section 4.1), counted as their bytes come. h2 handles as many as a server
-/// sends.
+/// Header of an HTTP/2 frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    pub length: usize,
+    pub kind: u8,
+    pub flags: u8,
+}
+
+/// Finds the frames of HTTP/2 (RFC 9113, section 4.1) in the bytes of a connection.
 #[derive(Debug, Default)]
-pub struct Frames {
-    /// Of the frame header.
+pub struct FrameHeaders {
     header: [u8; 9],
     have: usize,
     /// Bytes of the payload that are still to come.
     payload: usize,
+}
+
+impl FrameHeaders {
+    /// The next header that these bytes complete; they are taken up to its end.
+    pub fn find(&mut self, bytes: &mut &[u8]) -> Option<FrameHeader> {
+        let payload = self.payload.min(bytes.len());
+        self.payload -= payload;
+        *bytes = &bytes[payload..];
+        let header = (self.header.len() - self.have).min(bytes.len());
+        self.header[self.have..self.have + header].copy_from_slice(&bytes[..header]);
+        self.have += header;
+        *bytes = &bytes[header..];
+        if self.have < self.header.len() {
+            return None;
+        }
+        self.have = 0;
+        let [a, b, c, kind, flags, ..] = self.header;
+        self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        Some(FrameHeader { length: self.payload, kind, flags })
+    }
+
+    /// Has the frame that was found last come to its end?
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.payload == 0
+    }
+}
+
+/// Frames of an HTTP/2 connection, counted as their bytes come. h2 handles as many as a server sends.
+#[derive(Debug, Default)]
+pub struct Frames {
+    found: FrameHeaders,
     data: Pieces,
     control: u64,
     headers: u64,
@@ -169,38 +215,26 @@ impl Observe for Frames {
     }
 }
 
-const DATA: u8 = 0;
-const HEADERS_FRAME: u8 = 1;
+pub const DATA: u8 = 0;
+pub const HEADERS_FRAME: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
-const CONTINUATION: u8 = 9;
+pub const CONTINUATION: u8 = 9;
 
 impl Frames {
     /// # Errors
     /// When there are too many frames.
     pub fn add(&mut self, mut bytes: &[u8]) -> Result<(), Exceeded> {
-        while !bytes.is_empty() {
-            let payload = self.payload.min(bytes.len());
-            self.payload -= payload;
-            bytes = &bytes[payload..];
-            let header = (self.header.len() - self.have).min(bytes.len());
-            self.header[self.have..self.have + header].copy_from_slice(&bytes[..header]);
-            self.have += header;
-            bytes = &bytes[header..];
-            if self.have == self.header.len() {
-                self.have = 0;
-                self.count()?;
-            }
+        while let Some(frame) = self.found.find(&mut bytes) {
+            self.count(frame)?;
         }
         Ok(())
     }
 
-    fn count(&mut self) -> Result<(), Exceeded> {
-        let [a, b, c, kind, ..] = self.header;
-        self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-        match kind {
+    fn count(&mut self, frame: FrameHeader) -> Result<(), Exceeded> {
+        match frame.kind {
             // The body's own limit is that of the stream; there may be data of others.
-            DATA => match self.data.add(self.payload) {
-                Ok(()) | Err(Exceeded::Body) => Ok(()),
+            DATA => match self.data.add(frame.length) {
+                Ok(()) | Err(Exceeded::Body(_)) => Ok(()),
                 Err(exceeded) => Err(exceeded),
             },
             HEADERS_FRAME | PUSH_PROMISE | CONTINUATION => {
@@ -261,7 +295,11 @@ mod tests {
             for part in bytes.chunks(size) {
                 frames.add(part).expect("within limits");
             }
-            assert_eq!((frames.control, frames.data.count, frames.payload, frames.have), (667, 1333, 0, 0), "{size}");
+            assert_eq!(
+                (frames.control, frames.data.count, frames.found.payload, frames.found.have),
+                (667, 1333, 0, 0),
+                "{size}"
+            );
         }
     }
 

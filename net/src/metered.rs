@@ -35,8 +35,11 @@ pub trait Observe: Send + Unpin {
     /// When the reader shall not have these bytes.
     fn has_read(&mut self, bytes: &[u8]) -> io::Result<()>;
 
-    /// After each write.
-    fn has_written(&mut self) {}
+    /// After each write, with what was taken.
+    fn has_written(&mut self, _bytes: &[u8]) {}
+
+    /// After each flush: everything that was taken is with the kernel.
+    fn has_flushed(&mut self) {}
 }
 
 /// Bytes that came over the connections of one exchange. Clones count together.
@@ -120,7 +123,7 @@ impl<S: AsyncRead + Unpin, O: Observe> AsyncRead for Metered<S, O> {
 impl<S: AsyncWrite + Unpin, O: Observe> AsyncWrite for Metered<S, O> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.inner).poll_write(cx, data))?;
-        self.observer.has_written();
+        self.observer.has_written(&data[..written.min(data.len())]);
         Poll::Ready(Ok(written))
     }
 
@@ -130,7 +133,12 @@ impl<S: AsyncWrite + Unpin, O: Observe> AsyncWrite for Metered<S, O> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, parts))?;
-        self.observer.has_written();
+        let mut left = written;
+        for part in parts {
+            let taken = left.min(part.len());
+            self.observer.has_written(&part[..taken]);
+            left -= taken;
+        }
         Poll::Ready(Ok(written))
     }
 
@@ -139,7 +147,9 @@ impl<S: AsyncWrite + Unpin, O: Observe> AsyncWrite for Metered<S, O> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        self.observer.has_flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

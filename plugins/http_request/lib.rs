@@ -256,14 +256,7 @@ mod tests {
         let all = options(json!({"url": "user:sec&ret@a.example:x"})).expect("valid");
         let failed = |kind, reason: &str| Exchange {
             method: "GET".into(),
-            outcome: Err(http::Failure {
-                url: "http://a.example/".into(),
-                kind,
-                reason: reason.into(),
-                remote_address: None,
-                timings: result::samples::timings(),
-                tls: None,
-            }),
+            outcome: Err(http::Failure { kind, reason: reason.into(), ..result::samples::failure() }),
         };
         let error = |exchanges: &[Exchange]| refused(&all, exchanges).err().map(|error| error.to_string());
         let invalid = failed(Kind::Invalid, "'http://user:sec&ret@a.example:x' is not a URL: invalid port number");

@@ -1,8 +1,12 @@
 //! The result of an `http_request`.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use scouter_sdk::headers::joined;
+use scouter_sdk::options::add_comment;
 use scouter_sdk::prelude::*;
 use scouter_sdk::stats::{ms, seconds_text};
 
@@ -18,6 +22,8 @@ pub struct HttpResult {
     method: String,
     /// Status of the response, or curl's code of the failure.
     status: u16,
+    /// Status of the response, also when the exchange failed after it came; null without one.
+    http_status: Option<u16>,
     /// Reason phrase of the response (empty over HTTP/2 and 3, which have none), or of the failure.
     reason: String,
     /// HTTP version of the response; null without one.
@@ -26,6 +32,8 @@ pub struct HttpResult {
     headers: BTreeMap<String, String>,
     comment: Option<String>,
     failed: bool,
+    /// Phase that the exchange failed in; null when it did not fail, or before the first phase.
+    phase: Option<Phase>,
     /// Bits of the last body divided by the total time in seconds.
     speed_download: f64,
     /// Seconds with three decimals, cumulative as `curl -w` prints them.
@@ -36,7 +44,7 @@ pub struct HttpResult {
     time_total: String,
     /// URL of the last request in normal form, without user information.
     url_effective: String,
-    /// Address of the server of the last request.
+    /// Address of the server of the last request; the one that was tried last when connecting failed.
     remote_ip: Option<String>,
     /// Phases of the last request.
     timings: Timings,
@@ -52,7 +60,18 @@ pub struct HttpResult {
     body: Option<String>,
 }
 
-/// Durations of the phases in milliseconds; null for a phase that did not happen.
+#[derive(Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Phase {
+    Dns,
+    Connect,
+    Tls,
+    Send,
+    Wait,
+    Download,
+}
+
+/// Durations of the phases in milliseconds; null for a phase that did not happen or did not end.
 #[derive(Clone, Default, Serialize, JsonSchema)]
 struct Timings {
     dns: Option<f64>,
@@ -96,21 +115,26 @@ struct Certificate {
     sha256: String,
 }
 
-/// Bytes of the last response; null without one.
+/// Bytes of the last response, or of what came of it; null without one.
 #[derive(Default, Serialize, JsonSchema)]
 struct Size {
     headers: Option<u64>,
     /// Before content decoding.
     body: Option<u64>,
-    /// After content decoding; null when decoding failed.
+    /// After content decoding; null when decoding failed or the body is not whole.
     decoded: Option<u64>,
 }
 
 impl HttpResult {
-    pub fn new(options: &Options, exchanges: &[Exchange], too_many_redirects: bool, comment: Option<String>) -> Self {
+    pub fn new(
+        options: &Options,
+        exchanges: &[Exchange],
+        too_many_redirects: bool,
+        mut comment: Option<String>,
+    ) -> Self {
         let mut times = Times::default();
         for exchange in exchanges {
-            times.add(&Times::of(exchange.timings(), exchange.tls().is_some()));
+            times.add(&Times::of(exchange.timings(), exchange.is_secured()));
         }
         let (last, redirected) = match exchanges.split_last() {
             Some((last, redirected)) => (Some(last), redirected),
@@ -118,6 +142,10 @@ impl HttpResult {
         };
         let response = last.and_then(|exchange| exchange.outcome.as_ref().ok());
         let failure = last.and_then(|exchange| exchange.outcome.as_ref().err());
+        if let Some(http::Response { body_bytes, body_limit: Some(limit), .. }) = response {
+            add_comment(&mut comment, &format!("The body was cut: {body_bytes} bytes were read. Max: {limit}."));
+        }
+        let head = last.and_then(Head::of);
         let (status, reason) = match (response, failure) {
             _ if too_many_redirects => {
                 (curl::TOO_MANY_REDIRECTS, format!("Maximum ({}) redirects followed", options.max_redirects))
@@ -131,11 +159,13 @@ impl HttpResult {
             method: last.map(|exchange| exchange.method.clone()).unwrap_or_default(),
             status,
             reason,
-            version: response.map(|response| version(response.version)),
-            headers: response.map(|response| joined(&response.headers)).unwrap_or_default(),
+            http_status: head.as_ref().map(|head| head.status),
+            version: head.as_ref().map(|head| version(head.version)),
+            headers: head.as_ref().map(|head| joined(head.headers)).unwrap_or_default(),
             comment,
             failed: too_many_redirects || failure.is_some(),
-            speed_download: speed(response.map_or(0, |response| response.body_bytes), times.total),
+            phase: failure.and_then(|failure| failure.phase).map(Phase::from),
+            speed_download: speed(head.as_ref().map_or(0, |head| head.size.body.unwrap_or_default()), times.total),
             time_namelookup: seconds_text(times.namelookup),
             time_connect: seconds_text(times.connect),
             time_appconnect: seconds_text(times.appconnect),
@@ -147,7 +177,7 @@ impl HttpResult {
             degraded: exchanges.iter().find_map(|exchange| exchange.timings().degraded.clone()),
             redirects: redirected.iter().filter_map(Redirect::of).collect(),
             tls: last.and_then(Exchange::tls).map(Tls::from),
-            size: response.map(Size::of).unwrap_or_default(),
+            size: head.map(|head| head.size).unwrap_or_default(),
             body: response
                 .filter(|_| options.keep_body > 0)
                 .map(|response| String::from_utf8_lossy(&response.body).into_owned()),
@@ -166,6 +196,55 @@ fn version(version: http::Version) -> &'static str {
         http::Version::Http11 => "1.1",
         http::Version::Http2 => "2",
         http::Version::Http3 => "3",
+    }
+}
+
+/// What came of a response.
+struct Head<'a> {
+    status: u16,
+    version: http::Version,
+    headers: &'a [http::Header],
+    size: Size,
+}
+
+impl<'a> Head<'a> {
+    fn of(exchange: &'a Exchange) -> Option<Self> {
+        match &exchange.outcome {
+            Ok(response) => Some(Self {
+                status: response.status,
+                version: response.version,
+                headers: &response.headers,
+                size: Size {
+                    headers: Some(response.header_bytes),
+                    body: Some(response.body_bytes),
+                    decoded: response.decoded_bytes,
+                },
+            }),
+            Err(failure) => failure.head.as_ref().map(|head| Self {
+                status: head.status,
+                version: head.version,
+                headers: &head.headers,
+                size: Size {
+                    // What passed a limit is not there, and not counted.
+                    headers: Some(head.header_bytes).filter(|_| !head.headers.is_empty()),
+                    body: Some(failure.body_bytes),
+                    decoded: None,
+                },
+            }),
+        }
+    }
+}
+
+impl From<http::Phase> for Phase {
+    fn from(phase: http::Phase) -> Self {
+        match phase {
+            http::Phase::Dns => Self::Dns,
+            http::Phase::Connect => Self::Connect,
+            http::Phase::Tls => Self::Tls,
+            http::Phase::Send => Self::Send,
+            http::Phase::Wait => Self::Wait,
+            http::Phase::Download => Self::Download,
+        }
     }
 }
 
@@ -189,6 +268,13 @@ impl Exchange {
             Ok(response) => response.tls.as_ref(),
             Err(failure) => failure.tls.as_ref(),
         }
+    }
+
+    /// Did a TLS handshake end? A part of one may be known.
+    fn is_secured(&self) -> bool {
+        let in_handshake =
+            matches!(&self.outcome, Err(http::Failure { phase: Some(http::Phase::Connect | http::Phase::Tls), .. }));
+        self.tls().is_some() && (!in_handshake || self.timings().tls.is_some())
     }
 
     fn remote_address(&self) -> Option<String> {
@@ -249,12 +335,6 @@ impl From<&http::TlsDetails> for Tls {
     }
 }
 
-impl Size {
-    fn of(response: &http::Response) -> Self {
-        Self { headers: Some(response.header_bytes), body: Some(response.body_bytes), decoded: response.decoded_bytes }
-    }
-}
-
 /// Samples for the unit tests.
 #[cfg(test)]
 pub mod samples {
@@ -274,6 +354,20 @@ pub mod samples {
         }
     }
 
+    pub fn failure() -> http::Failure {
+        http::Failure {
+            url: "http://a.example/".into(),
+            kind: http::FailureKind::Connect,
+            reason: "connection refused".into(),
+            phase: Some(http::Phase::Connect),
+            remote_address: None,
+            timings: timings(),
+            tls: None,
+            head: None,
+            body_bytes: 0,
+        }
+    }
+
     pub fn response() -> http::Response {
         let header = |name: &str, value: &str| http::Header { name: name.into(), value: value.into() };
         http::Response {
@@ -289,178 +383,9 @@ pub mod samples {
             tls: None,
             header_bytes: 100,
             body_bytes: 1000,
+            body_limit: None,
             decoded_bytes: None,
             body: vec![b'o', b'k', 0xff],
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use scouter_sdk::testing;
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::HttpRequest;
-
-    fn result(options: Value, exchanges: &[Exchange], too_many_redirects: bool) -> Value {
-        let options = testing::options::<HttpRequest>(options).expect("valid");
-        let result = HttpResult::new(&options, exchanges, too_many_redirects, None);
-        testing::result::<HttpRequest>(&result).expect("as its schema says")
-    }
-
-    fn answered(response: http::Response) -> Exchange {
-        Exchange { method: "GET".into(), outcome: Ok(response) }
-    }
-
-    fn milliseconds(timings: &http::Timings) -> http::Timings {
-        let ms = |ns: u64| ns * 1_000_000;
-        http::Timings {
-            dns: timings.dns.map(ms),
-            connect: timings.connect.map(ms),
-            tls: timings.tls.map(ms),
-            send: timings.send.map(ms),
-            wait: timings.wait.map(ms),
-            download: timings.download.map(ms),
-            total: ms(timings.total),
-            ..timings.clone()
-        }
-    }
-
-    #[test]
-    fn a_busy_host_is_reported_whichever_exchange_it_delayed() {
-        let delayed = http::Timings {
-            host_delay: 2_500_000,
-            degraded: Some("host_scheduling_delay".into()),
-            ..samples::timings()
-        };
-        let first = answered(http::Response { timings: delayed, ..samples::response() });
-        let second = answered(samples::response());
-        let result = result(json!({"url": "a.example"}), &[first, second], false);
-        assert_eq!(
-            (&result["degraded"], &result["redirects"][0]["timings"]["host_delay"], &result["timings"]["host_delay"]),
-            (&json!("host_scheduling_delay"), &json!(2.5), &json!(0.0)),
-            "{result}"
-        );
-    }
-
-    #[test]
-    fn a_result_has_every_field_of_the_first_version() {
-        let response = http::Response { timings: milliseconds(&samples::timings()), ..samples::response() };
-        let result = result(json!({"url": "EXAMPLE.com/a?b"}), &[answered(response)], false);
-        for (field, value) in [
-            ("url", json!("EXAMPLE.com/a?b")),
-            ("method", json!("GET")),
-            ("status", json!(200)),
-            ("reason", json!("OK")),
-            ("version", json!("1.1")),
-            ("headers", json!({"server": "x", "vary": "a, b"})),
-            ("comment", json!(null)),
-            ("failed", json!(false)),
-            ("speed_download", json!(40_000.0)),
-            ("time_namelookup", json!("0.010")),
-            ("time_connect", json!("0.030")),
-            ("time_appconnect", json!("0.060")),
-            ("time_starttransfer", json!("0.110")),
-            ("time_total", json!("0.200")),
-            ("url_effective", json!("http://a.example/")),
-            ("remote_ip", json!("192.0.2.1")),
-            ("size", json!({"headers": 100, "body": 1000, "decoded": null})),
-            ("redirects", json!([])),
-            ("tls", json!(null)),
-        ] {
-            assert_eq!(result[field], value, "{field}");
-        }
-        assert_eq!((&result["timings"]["tls"], &result["timings"]["total"]), (&json!(30.0), &json!(200.0)));
-        assert!(result.get("body").is_none(), "not asked for");
-    }
-
-    #[test]
-    fn the_url_is_the_option_without_its_password() {
-        let url = "https://user:s&cret@a.example/";
-        let shown = &result(json!({"url": url}), &[answered(samples::response())], false)["url"];
-        assert_eq!(shown, "https://user:***@a.example/");
-    }
-
-    #[test]
-    fn a_failure_has_its_curl_code_for_status() {
-        let failure = http::Failure {
-            url: "http://a.example/".into(),
-            kind: http::FailureKind::Connect,
-            reason: "connection refused".into(),
-            remote_address: Some("192.0.2.1".into()),
-            timings: http::Timings { tls: None, send: None, wait: None, download: None, ..samples::timings() },
-            tls: None,
-        };
-        let failed = Exchange { method: "HEAD".into(), outcome: Err(failure) };
-        let result = result(json!({"url": "a.example"}), &[failed], false);
-        for (field, value) in [
-            ("status", json!(7)),
-            ("failed", json!(true)),
-            ("reason", json!("connection refused")),
-            ("version", json!(null)),
-            ("headers", json!({})),
-            ("method", json!("HEAD")),
-            ("remote_ip", json!("192.0.2.1")),
-            ("time_starttransfer", json!("0.000")),
-            ("speed_download", json!(0.0)),
-        ] {
-            assert_eq!(result[field], value, "{field}");
-        }
-    }
-
-    #[test]
-    fn redirects_are_listed_and_their_times_are_summed() {
-        let redirect = http::Redirect { url: "http://u:p@b.example/".into(), same_origin: false };
-        let timings = milliseconds(&samples::timings());
-        let moved =
-            http::Response { status: 302, redirect: Some(redirect), timings: timings.clone(), ..samples::response() };
-        let last = http::Response { url: "http://b.example/".into(), timings, ..samples::response() };
-        let result = result(json!({"url": "a.example"}), &[answered(moved.clone()), answered(last)], false);
-        assert_eq!((&result["status"], &result["time_total"]), (&json!(200), &json!("0.400")));
-        assert_eq!((&result["url"], &result["url_effective"]), (&json!("a.example"), &json!("http://b.example/")));
-        let hop = &result["redirects"][0];
-        assert_eq!((&hop["status"], &hop["location"]), (&json!(302), &json!("http://u:***@b.example/")));
-        let loops = self::result(json!({"url": "a.example"}), &[answered(moved)], true);
-        let expected = (&json!(47), &json!("Maximum (10) redirects followed"), &json!(true));
-        assert_eq!((&loops["status"], &loops["reason"], &loops["failed"]), expected);
-    }
-
-    #[test]
-    fn a_kept_body_is_text() {
-        let result = result(json!({"url": "a.example", "keep_body": 10}), &[answered(samples::response())], false);
-        assert_eq!(result["body"], "ok\u{fffd}");
-    }
-
-    #[test]
-    fn http_2_has_no_reason_phrase() {
-        let response = http::Response { reason: String::new(), version: http::Version::Http2, ..samples::response() };
-        let result = result(json!({"url": "a.example"}), &[answered(response)], false);
-        assert_eq!((&result["reason"], &result["version"]), (&json!(""), &json!("2")));
-    }
-
-    #[test]
-    fn tls_details_are_complete() {
-        let certificate = http::Certificate {
-            subject: "CN=a.example".into(),
-            issuer: "CN=CA".into(),
-            alternative_names: vec!["DNS:a.example".into()],
-            not_before: "2026-01-01T00:00:00Z".into(),
-            not_after: "2027-01-01T00:00:00Z".into(),
-            serial: "01".into(),
-            sha256: "ab".into(),
-        };
-        let details = http::TlsDetails {
-            version: Some("TLSv1.3".into()),
-            cipher: Some("TLS_AES_128_GCM_SHA256".into()),
-            alpn: Some("h2".into()),
-            verified: false,
-            verify_error: Some("certificate has expired".into()),
-            chain: vec![certificate],
-        };
-        let response = http::Response { tls: Some(details), ..samples::response() };
-        let tls = &result(json!({"url": "https://a.example"}), &[answered(response)], false)["tls"];
-        assert_eq!((&tls["verified"], &tls["verify_error"]), (&json!(false), &json!("certificate has expired")));
-        assert_eq!((&tls["chain"][0]["san"], &tls["chain"][0]["sha256"]), (&json!(["DNS:a.example"]), &json!("ab")));
     }
 }

@@ -7,6 +7,7 @@ mod dns_opt;
 mod dns_path;
 mod faults;
 mod http;
+mod http_failures;
 mod mapped;
 mod modes;
 pub mod pages;
@@ -34,6 +35,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(ping::trials(lab));
     all.extend(dns::trials(lab));
     all.extend(http::trials(lab));
+    all.extend(http_failures::trials(lab));
     all.extend(path::trials(lab));
     all.extend(dns_opt::trials(lab));
     all.extend(dns_path::trials(lab));

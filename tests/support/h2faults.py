@@ -1,4 +1,4 @@
-"""HTTP/2 servers that misbehave (RFC 9113), in frames made by hand.
+"""HTTP/2 servers that misbehave (RFC 9113), and one that takes its time, in frames made by hand.
 
 Usage: h2faults.py ADDRESS CERTIFICATE KEY
 Prints one line for each behaviour: its name and its port. Ends with its standard input.
@@ -55,6 +55,18 @@ BEHAVIOURS = {
 }
 
 
+def late_settings(peer):
+    time.sleep(0.5)
+    peer.sendall(SETTINGS_OF_SERVER)
+    time.sleep(0.3)
+    peer.sendall(frame(HEADERS, END_HEADERS | END_STREAM, 1, STATUS_200))
+    time.sleep(2)
+
+
+BEHAVIOURS["late settings"] = late_settings
+SETTINGS_OF_SERVER = frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0)
+
+
 def serve(listener, context, behave):
     while True:
         plain, _ = listener.accept()
@@ -65,7 +77,8 @@ def serve(listener, context, behave):
                 preface = b""
                 while len(preface) < 24:
                     preface += peer.recv(24 - len(preface)) or sys.exit()
-                peer.sendall(frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0))
+                if behave is not late_settings:
+                    peer.sendall(SETTINGS_OF_SERVER)
                 # Its request, whole enough.
                 peer.recv(65536)
                 time.sleep(0.05)

@@ -56,17 +56,24 @@ pub fn vet(policy: &Policy, addresses: &[IpAddr], names: Option<&Names>) -> Resu
     }
 }
 
-/// Connects to the address that answers first. The caller sets the timeout.
+/// Connects to the address that answers first. The caller sets the timeout, and is told of each address when it is tried.
 ///
 /// # Errors
 /// The last failure, when every address failed.
-pub async fn dial(addresses: &[Permitted], port: u16) -> Result<(TcpStream, SocketAddr), DialError> {
+pub async fn dial(
+    addresses: &[Permitted],
+    port: u16,
+    tries: impl Fn(SocketAddr),
+) -> Result<(TcpStream, SocketAddr), DialError> {
     let mut waiting = addresses.iter().map(|permitted| permitted.socket_address(port));
     let mut attempts = FuturesUnordered::new();
     let mut last = None;
-    let connect = |address: SocketAddr| async move {
-        let stream = TcpStream::connect(address).await;
-        (address, stream)
+    let connect = |address: SocketAddr| {
+        tries(address);
+        async move {
+            let stream = TcpStream::connect(address).await;
+            (address, stream)
+        }
     };
     loop {
         let more = waiting.len() > 0;
@@ -129,7 +136,10 @@ mod tests {
         let policy = Policy::new(vec!["any".parse().expect("rule")], vec![], Arc::default());
         let addresses =
             vet(&policy, &["127.0.0.1".parse().expect("a"), "127.0.0.2".parse().expect("a")], None).expect("open");
-        let (_, address) = dial(&addresses, port).await.expect("connected");
+        let tried = std::cell::RefCell::new(vec![]);
+        let record = |address: SocketAddr| tried.borrow_mut().push(address.ip().to_string());
+        let (_, address) = dial(&addresses, port, record).await.expect("connected");
         assert_eq!(address.ip().to_string(), "127.0.0.2");
+        assert_eq!(tried.into_inner(), ["127.0.0.1", "127.0.0.2"]);
     }
 }

@@ -175,7 +175,7 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
 
 pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
-    let connected = crate::tls::quic(tls, server, port, name, "doq", true).await;
+    let connected = crate::tls::quic(tls, server, port, name, "doq", true, &()).await;
     let (endpoint, connection, _) = connected.map_err(|error| match error {
         QuicError::Connect(message) => AskError::Unreachable(message),
         QuicError::Host(error) => AskError::from_io(&error),

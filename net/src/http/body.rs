@@ -1,6 +1,7 @@
 //! A response's body: counted as it was transferred, decoded within limits, and a piece of it kept.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -15,8 +16,11 @@ use crate::limits::{DECODED_BYTES, Exceeded, Pieces};
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Body {
     pub transferred: u64,
+    /// None: decoding failed, or the body was not read to its end.
     pub decoded: Option<u64>,
     pub kept: Vec<u8>,
+    /// The limit, in bytes transferred, at which it was cut.
+    pub cut: Option<u64>,
 }
 
 /// Takes a body piece by piece.
@@ -25,6 +29,8 @@ pub struct BodyReader {
     /// None once it failed: the body is then counted, no longer decoded.
     decoder: Option<Box<dyn Decoder>>,
     kept: Option<Vec<u8>>,
+    /// The limit at which it was cut.
+    cut: Option<u64>,
 }
 
 trait Decoder: AsyncWrite + Unpin + Send {
@@ -109,13 +115,22 @@ impl BodyReader {
             }
             _ => None,
         };
-        Self { pieces, decoder, kept: None }
+        Self { pieces, decoder, kept: None, cut: None }
     }
 
+    /// Takes the next piece. `Break`: the body has reached its limit of bytes, and is not read further.
+    ///
     /// # Errors
-    /// When the body passes a limit.
-    pub async fn add(&mut self, data: &[u8]) -> Result<(), Exceeded> {
-        self.pieces.add(data.len())?;
+    /// When it comes in too many pieces.
+    pub async fn add(&mut self, data: &[u8]) -> Result<ControlFlow<()>, Exceeded> {
+        match self.pieces.add(data.len()) {
+            Ok(()) => {}
+            Err(Exceeded::Body(limit)) => {
+                self.cut = Some(limit);
+                return Ok(ControlFlow::Break(()));
+            }
+            Err(exceeded) => return Err(exceeded),
+        }
         // A connection's own task may have buffered thousands of small ones.
         tokio::task::coop::consume_budget().await;
         if let Some(decoder) = &mut self.decoder
@@ -124,18 +139,18 @@ impl BodyReader {
             self.kept = Some(decoder.sink().kept.clone());
             self.decoder = None;
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     pub async fn end(self) -> Body {
-        let transferred = self.pieces.bytes;
+        let (transferred, cut) = (self.pieces.bytes, self.cut);
         let Some(mut decoder) = self.decoder else {
-            return Body { transferred, decoded: None, kept: self.kept.unwrap_or_default() };
+            return Body { transferred, decoded: None, kept: self.kept.unwrap_or_default(), cut };
         };
         // A body that breaks off in the middle of its coding shows here.
-        let whole = transferred == 0 || decoder.shutdown().await.is_ok();
+        let whole = cut.is_none() && (transferred == 0 || decoder.shutdown().await.is_ok());
         let sink = decoder.into_sink();
-        Body { transferred, decoded: whole.then_some(sink.count), kept: sink.kept }
+        Body { transferred, decoded: whole.then_some(sink.count), kept: sink.kept, cut }
     }
 }
 
@@ -159,7 +174,7 @@ mod tests {
         }
         let mut reader = BodyReader::new(&headers, keep, Pieces::default());
         for piece in body.chunks(1000) {
-            reader.add(piece).await.expect("within limits");
+            assert!(reader.add(piece).await.expect("within limits").is_continue());
         }
         reader.end().await
     }
@@ -170,9 +185,9 @@ mod tests {
         let packed = gzip(&plain).await;
         assert_eq!(
             read(Some("gzip"), &packed, 5).await,
-            Body { transferred: packed.len() as u64, decoded: Some(6000), kept: b"hello".to_vec() }
+            Body { transferred: packed.len() as u64, decoded: Some(6000), kept: b"hello".to_vec(), cut: None }
         );
-        assert_eq!(read(None, &plain, 0).await, Body { transferred: 6000, decoded: Some(6000), kept: vec![] });
+        assert_eq!(read(None, &plain, 0).await, Body { transferred: 6000, decoded: Some(6000), ..Body::default() });
         assert_eq!(read(Some("gzip"), &packed[..packed.len() - 9], 0).await.decoded, None, "broken off");
         assert_eq!(read(Some("gzip"), b"not gzip at all", 0).await.decoded, None);
         assert_eq!(read(Some("compress, gzip"), &packed, 0).await.decoded, None, "two layers");
@@ -184,5 +199,17 @@ mod tests {
         let bomb = gzip(&vec![0; 30 << 20]).await;
         let body = read(Some("gzip"), &bomb, 4).await;
         assert_eq!((body.transferred, body.decoded, body.kept.len()), (bomb.len() as u64, None, 4));
+    }
+
+    #[tokio::test]
+    async fn a_body_over_its_limit_is_cut_there() {
+        let mut reader = BodyReader::new(&HeaderMap::new(), 5, Pieces::default().up_to(2500));
+        let mut taken = 0;
+        while reader.add(&[b'x'; 1000]).await.expect("few pieces").is_continue() {
+            taken += 1;
+        }
+        assert_eq!(taken, 2);
+        let body = Body { transferred: 3000, decoded: None, kept: b"xxxxx".to_vec(), cut: Some(2500) };
+        assert_eq!(reader.end().await, body);
     }
 }

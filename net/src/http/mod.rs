@@ -6,6 +6,7 @@
 
 pub mod body;
 mod redirect;
+mod sent;
 #[cfg(test)]
 mod tests;
 mod timeline;
@@ -36,7 +37,7 @@ use crate::os_error::{description, is_local};
 use crate::packet::route::has_route;
 use crate::policy::{Names, Permitted, Policy};
 use crate::scope::ExchangeTasks;
-use crate::tls::{QuicError, Refused, Tls, TlsDetails, admitted, negotiated};
+use crate::tls::{Progress, QuicError, Refused, Tls, TlsDetails, admitted, negotiated};
 
 pub use crate::limits;
 pub use redirect::redirect;
@@ -62,15 +63,23 @@ pub struct Request {
     pub family: FamilyFilter,
     pub verify_tls: bool,
     pub keep_body: usize,
+    /// Bytes of the body, before content decoding, at which it is cut.
+    pub body_limit: u64,
     pub timeout: Duration,
 }
 
+/// What the response says before its body.
 #[derive(Debug)]
-pub struct Response {
+pub struct Head {
     pub status: u16,
     pub reason: String,
     pub version: Version,
     pub headers: HeaderMap,
+}
+
+#[derive(Debug)]
+pub struct Response {
+    pub head: Head,
     pub remote: SocketAddr,
     pub timings: Timings,
     pub tls: Option<TlsDetails>,
@@ -97,10 +106,29 @@ pub enum FailureKind {
     TooLarge,
 }
 
+/// The parts of an exchange, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Dns,
+    Connect,
+    Tls,
+    Send,
+    Wait,
+    Download,
+}
+
+/// A failure, and what was known when it happened.
 #[derive(Debug)]
 pub struct Failure {
     pub kind: FailureKind,
     pub reason: String,
+    /// The one that it happened in. None: before the first.
+    pub phase: Option<Phase>,
+    /// Without its headers when they passed a limit.
+    pub head: Option<Head>,
+    /// Bytes of the body that came, before content decoding.
+    pub body_bytes: u64,
+    /// The address that was tried last.
     pub remote: Option<IpAddr>,
     pub timings: Timings,
     pub tls: Option<TlsDetails>,
@@ -166,11 +194,21 @@ pub async fn exchange(
             StepError(FailureKind::Timeout, format!("Operation timed out after {} ms", request.timeout.as_millis()))
         }
     };
+    // Before anything else: what follows is this host's work.
+    let (phase, timings) = (timeline.phase(), timeline.timings());
+    if let Some(presented) = timeline.presented()
+        && let Some(details) = presented.verify().await
+    {
+        timeline.negotiated(&details);
+    }
     Err(Failure {
         kind: step.0,
         reason: step.1,
+        phase,
+        head: timeline.take_head(),
+        body_bytes: timeline.body_bytes(),
         remote: timeline.remote().map(|remote| remote.ip()),
-        timings: timeline.timings(),
+        timings,
         tls: timeline.tls(),
         received: timeline.received(),
     })
@@ -200,6 +238,7 @@ async fn attempt(
     let found = if let Some(address) = request.resolve.or(literal) {
         Resolved { addresses: vec![address], names: Names::default() }
     } else {
+        timeline.resolving();
         let found = resolver.lookup(&host, request.family).await?;
         timeline.resolved();
         found
@@ -212,37 +251,44 @@ async fn attempt(
     if request.version == Version::Http3 {
         return v3::exchange(tls, &open, port, &host, request, timeline).await;
     }
-    let (stream, remote) = dial::dial(&open, port).await?;
+    let dialled = dial::dial(&open, port, |remote| timeline.connecting(remote)).await.inspect_err(|error| {
+        if let DialError::Failed { address, .. } = error {
+            timeline.connecting(*address);
+        }
+    });
+    let (stream, remote) = dialled?;
     timeline.connected(remote);
     let stream = Metered::new(stream, timeline.meter());
     if !secure {
-        return h1(Metered::new(stream, Wire::new(timeline)), request, timeline, remote, None).await;
+        return h1(stream, request, timeline, remote, None).await;
     }
     let alpn: &[&str] = match request.version {
         Version::Http2 => &["h2", "http/1.1"],
-        Version::Http10 => &["http/1.0"],
+        // Many servers do not know the name of version 1.0, and some of them end the handshake.
+        Version::Http10 => &["http/1.1", "http/1.0"],
         _ => &["http/1.1"],
     };
     let handshake =
         |error: &dyn std::fmt::Display| StepError(FailureKind::Handshake, format!("TLS handshake failed: {error}"));
     let (config, presented) = tls.client(alpn).map_err(|e| handshake(&e))?;
     let server_name = ServerName::try_from(host).map_err(|e| handshake(&e))?;
+    timeline.securing(presented.clone());
     let connected = TlsConnector::from(Arc::new(config)).connect(server_name, stream).await;
     // The time first: verifying a chain of certificates is this host's work.
     timeline.secured(None);
-    let details = presented.verify().await;
+    let mut details = presented.verify().await;
+    if let Ok(stream) = &connected {
+        details = details.map(|details| negotiated(stream.get_ref().1, details));
+    }
     timeline.secured(details.clone());
     let (stream, details) = admitted(connected, details, request.verify_tls).map_err(|refused| match refused {
         Refused::Certificate(reason) => StepError(FailureKind::Certificate, reason),
         Refused::Handshake(error) => handshake(&error),
     })?;
-    let details = negotiated(stream.get_ref().1, details);
-    timeline.secured(Some(details.clone()));
-    // Metered again: one read of the socket can decrypt to many reads of frames.
     if details.alpn.as_deref() == Some("h2") {
-        h2(Metered::new(stream, Wire::with_frames(timeline)), request, timeline, remote, details).await
+        h2(stream, request, timeline, remote, details).await
     } else {
-        h1(Metered::new(stream, Wire::new(timeline)), request, timeline, remote, Some(details)).await
+        h1(stream, request, timeline, remote, Some(details)).await
     }
 }
 
@@ -278,10 +324,12 @@ async fn h1(
     remote: SocketAddr,
     tls: Option<TlsDetails>,
 ) -> Result<Response, StepError> {
+    // Metered again: one read of the socket can decrypt to many.
+    let wire = Wire::http_1(timeline, request.body.as_ref().map_or(0, Bytes::len));
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_headers(HEADERS)
         .max_buf_size(HEADER_BYTES)
-        .handshake(TokioIo::new(io))
+        .handshake(TokioIo::new(Metered::new(io, wire)))
         .await
         .map_err(|error| hyper_error(&error, timeline))?;
     let path = &request.url[url::Position::BeforePath..url::Position::AfterQuery];
@@ -315,7 +363,7 @@ async fn h2(
         .max_header_list_size(u32::try_from(HEADER_BYTES).unwrap_or(u32::MAX))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(1 << 20)
-        .handshake(TokioIo::new(io))
+        .handshake(TokioIo::new(Metered::new(io, Wire::http_2(timeline))))
         .await
         .map_err(|error| hyper_error(&error, timeline))?;
     let message = message(request, absolute(&request.url)?, http::Version::HTTP_2);
@@ -346,31 +394,47 @@ async fn receive(
     tls: Option<TlsDetails>,
 ) -> Result<Response, StepError> {
     let (head, mut incoming) = response.into_parts();
-    check_headers(&head.headers)?;
-    let mut body = BodyReader::new(&head.headers, request.keep_body, Pieces::default());
-    while let Some(frame) = incoming.frame().await {
-        let frame = frame.map_err(|error| hyper_error(&error, timeline))?;
-        if let Ok(data) = frame.into_data() {
-            body.add(&data).await?;
-        }
-    }
-    timeline.response_ended();
     let version = match head.version {
         http::Version::HTTP_10 => Version::Http10,
         http::Version::HTTP_2 => Version::Http2,
         _ => Version::Http11,
     };
-    Ok(Response {
-        status: head.status.as_u16(),
-        reason: reason_phrase(&head),
-        version,
-        headers: head.headers,
-        remote,
-        timings: timeline.timings(),
-        tls,
-        body: body.end().await,
-        received: timeline.received(),
-    })
+    let head = Head { status: head.status.as_u16(), reason: reason_phrase(&head), version, headers: head.headers };
+    let mut body = begin(head, request, timeline, Pieces::default())?;
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| hyper_error(&error, timeline))?;
+        if let Ok(data) = frame.into_data() {
+            timeline.body(data.len());
+            if body.add(&data).await?.is_break() {
+                break;
+            }
+        }
+    }
+    timeline.response_ended();
+    ended(body, timeline, remote, tls).await
+}
+
+/// Keeps the head, whatever becomes of the body.
+fn begin(head: Head, request: &Request, timeline: &Timeline, pieces: Pieces) -> Result<BodyReader, StepError> {
+    let checked = check_headers(&head.headers);
+    let body = BodyReader::new(&head.headers, request.keep_body, pieces.up_to(request.body_limit));
+    let headers = if checked.is_ok() { head.headers } else { HeaderMap::new() };
+    timeline.head(Head { headers, ..head });
+    checked?;
+    Ok(body)
+}
+
+async fn ended(
+    body: BodyReader,
+    timeline: &Timeline,
+    remote: SocketAddr,
+    tls: Option<TlsDetails>,
+) -> Result<Response, StepError> {
+    // Still within the timeout: what the timeline has must stay there until nothing can fail.
+    let body = body.end().await;
+    let head = timeline.take_head().ok_or_else(|| StepError(FailureKind::Receive, "no response".into()))?;
+    let (timings, received) = (timeline.timings(), timeline.received());
+    Ok(Response { head, remote, timings, tls, body, received })
 }
 
 /// The reason phrase on the wire, which HTTP/2 does not have (RFC 9113). hyper keeps it only when it differs from the

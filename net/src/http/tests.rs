@@ -17,6 +17,7 @@ fn get(address: SocketAddr) -> Request {
         family: FamilyFilter::Any,
         verify_tls: true,
         keep_body: 0,
+        body_limit: limits::BODY_BYTES,
         timeout: Duration::from_secs(20),
     }
 }
@@ -26,7 +27,7 @@ async fn ask(lag: &LagMonitor, address: SocketAddr) -> (Result<Response, StepErr
     let timeline = Arc::new(Timeline::start(lag.watch()));
     let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
     timeline.connected(address);
-    let stream = Metered::new(Metered::new(stream, timeline.meter()), Wire::new(&timeline));
+    let stream = Metered::new(stream, timeline.meter());
     let response = h1(stream, &get(address), &timeline, address, None).await;
     (response, timeline.timings())
 }
@@ -129,7 +130,8 @@ async fn interim_responses_before_the_final_one_are_passed_over() {
     });
     let (response, _) = ask(&lag, address).await;
     let response = response.map_err(|step| step.1).expect("a response");
-    assert_eq!((response.status, response.reason.as_str(), response.body.transferred), (200, "Fine", 2));
+    let Response { head, body, .. } = response;
+    assert_eq!((head.status, head.reason.as_str(), body.transferred), (200, "Fine", 2));
 }
 
 /// Writes this and closes.
@@ -165,35 +167,113 @@ async fn every_way_to_fail_has_its_kind() {
     }
 }
 
-/// What came must be known when the exchange failed: it counts against what a test may receive.
-#[tokio::test]
-async fn a_failure_says_how_much_came() {
+/// With everything around it.
+async fn whole(request: Request) -> Result<Response, Failure> {
     let system = Arc::<crate::system::System>::default();
     let policy = Policy::new(vec!["any".parse().expect("a rule")], vec![], Arc::clone(&system));
     let resolver = Resolver::new(system, policy.clone());
     let (tls, lag) = (Tls::open().expect("trust anchors"), LagMonitor::open().expect("a timer"));
+    exchange(&resolver, &tls, &policy, &lag, request).await
+}
+
+#[tokio::test]
+async fn a_failure_keeps_what_is_known() {
+    let sleep = || std::thread::sleep(Duration::from_secs(30));
+    let head = "HTTP/1.1 203 Fine\r\nX: y\r\nContent-Length: 9\r\n\r\n";
+    let stalls = server(move |mut stream| {
+        let _ = stream.write_all(format!("{head}body").as_bytes());
+        sleep();
+    });
+    let resets = server(move |mut stream| {
+        let _ = stream.write_all(format!("{head}body").as_bytes());
+        std::thread::sleep(Duration::from_millis(200));
+        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    });
+    let in_its_head = server(move |mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 203 Fi");
+        sleep();
+    });
+    let silent = server(move |_stream| sleep());
+    let unread = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let closed = TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("an address");
+    let (timeout, receive) = (FailureKind::Timeout, FailureKind::Receive);
+    for (what, address, kind, phase, came) in [
+        ("stalls in its body", stalls, timeout, Phase::Download, Some((203, 4))),
+        ("resets in its body", resets, receive, Phase::Download, Some((203, 4))),
+        ("stalls in its head", in_its_head, timeout, Phase::Download, None),
+        ("is silent", silent, timeout, Phase::Wait, None),
+        ("does not read", unread.local_addr().expect("an address"), timeout, Phase::Send, None),
+        ("is closed", closed, FailureKind::Connect, Phase::Connect, None),
+    ] {
+        // More than the buffers of both sides.
+        let body = (phase == Phase::Send).then(|| Bytes::from(vec![b'x'; 32 << 20]));
+        let request = Request { timeout: Duration::from_millis(700), body, ..get(address) };
+        let failure = whole(request).await.expect_err(what);
+        assert_eq!((failure.kind, failure.phase), (kind, Some(phase)), "{what}: {failure:?}");
+        assert_eq!(failure.remote, Some(address.ip()), "{what}");
+        let head = failure.head.as_ref();
+        assert_eq!(head.map(|head| (head.status, failure.body_bytes)), came, "{what}: {failure:?}");
+        assert!(head.is_none_or(|head| head.reason == "Fine" && head.headers["x"] == "y"), "{what}: {failure:?}");
+        let Timings { connect, send, wait, download, .. } = failure.timings;
+        let ended = [connect, send, wait, download].map(|length| length.is_some());
+        let phases = [Phase::Connect, Phase::Send, Phase::Wait, Phase::Download];
+        let failed_in = phases.iter().position(|other| *other == phase);
+        assert_eq!(ended.iter().position(|ended| !ended), failed_in, "{what}: {:?}", failure.timings);
+    }
+}
+
+#[tokio::test]
+async fn headers_over_a_limit_leave_the_status() {
+    let lag = LagMonitor::open().expect("a timer");
+    let timeline = Timeline::start(lag.watch());
+    let mut headers = HeaderMap::new();
+    for n in 0..=limits::HEADERS {
+        headers.append("x", n.into());
+    }
+    let head = Head { status: 200, reason: String::new(), version: Version::Http2, headers };
+    let request = get(SocketAddr::from(([127, 0, 0, 1], 80)));
+    let refused = begin(head, &request, &timeline, Pieces::default()).map(|_| ()).expect_err("too many");
+    assert_eq!(refused.0, FailureKind::TooLarge);
+    let kept = timeline.take_head().expect("a head");
+    assert_eq!((kept.status, kept.headers.len()), (200, 0));
+}
+
+#[tokio::test]
+async fn a_body_over_its_limit_is_cut() {
+    for (head, limit) in [("HTTP/1.1 200 OK\r\n\r\n", limits::BODY_BYTES), (CHUNKED, 1000)] {
+        let floods = flood(head, if head == CHUNKED { "5\r\nhello\r\n" } else { "some text" });
+        let request = Request { body_limit: limit, keep_body: 4, ..get(floods) };
+        let response = whole(request).await.expect("a response");
+        let body = response.body;
+        assert_eq!((response.head.status, body.cut, body.decoded, body.kept.len()), (200, Some(limit), None, 4));
+        assert!((limit + 1..limit + 65_536).contains(&body.transferred), "{}", body.transferred);
+        assert!(response.timings.download.is_some() && response.received >= body.transferred);
+    }
+}
+
+/// What came must be known when the exchange failed: it counts against what a test may receive.
+#[tokio::test]
+async fn a_failure_says_how_much_came() {
     let stalls = server(|mut stream| {
         let head = b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n";
         let _ = stream.write_all(&[&head[..], &vec![b'x'; 1_000_000]].concat());
         std::thread::sleep(Duration::from_secs(30));
     });
     let breaks_off = answers(format!("HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n{}", "x".repeat(1_000_000)));
-    let floods = flood("HTTP/1.1 200 OK\r\n\r\n", "some text");
     let hints = flood("", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
     for (what, address, kind, least) in [
         ("stalls", stalls, FailureKind::Timeout, 1_000_000),
         ("breaks off", breaks_off, FailureKind::Receive, 1_000_000),
-        ("floods", floods, FailureKind::TooLarge, limits::BODY_BYTES),
         ("sends interim responses", hints, FailureKind::TooLarge, 32 * 40),
     ] {
         let timeout = if kind == FailureKind::Timeout { Duration::from_millis(500) } else { Duration::from_mins(1) };
         let request = Request { timeout, ..get(address) };
-        let failure = exchange(&resolver, &tls, &policy, &lag, request).await.expect_err(what);
+        let failure = whole(request).await.expect_err(what);
         assert_eq!(failure.kind, kind, "{what}: {}", failure.reason);
         assert!((least..least + (1 << 20)).contains(&failure.received), "{what}: {}", failure.received);
     }
-    let whole = answers(format!("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}", "x".repeat(1000)));
-    let response = exchange(&resolver, &tls, &policy, &lag, get(whole)).await.expect("a response");
+    let complete = answers(format!("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}", "x".repeat(1000)));
+    let response = whole(get(complete)).await.expect("a response");
     assert_eq!((response.body.transferred, response.received), (1000, 1000 + 41));
 }
 

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::sent::Sent;
+use super::{Head, Phase};
 use crate::lag::LagWatch;
 use crate::limits::{Exceeded, Frames, Interim};
 use crate::metered::{Observe, Received};
-use crate::tls::TlsDetails;
+use crate::tls::{PresentedCertificates, Progress, TlsDetails};
 
-/// Lengths of the phases; None for one that did not happen or was not reached.
+/// Lengths of the phases; None for one that did not happen or did not end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Timings {
     pub dns: Option<Duration>,
@@ -33,9 +35,12 @@ pub struct Timings {
 pub struct Timeline {
     start: Instant,
     lag: LagWatch,
-    /// Nanoseconds since the start plus one; 0: has not happened. Bytes handed to the kernel, and bytes got from it.
-    last_write: AtomicU64,
+    /// Nanoseconds since the start plus one; 0: has not happened. The request's last byte handed to the kernel, and the
+    /// first byte got from it.
+    request_end: AtomicU64,
     first_read: AtomicU64,
+    /// Bytes of the body, before content decoding.
+    body: AtomicU64,
     /// Over TCP.
     received: Received,
     quic: OnceLock<quinn::Connection>,
@@ -44,15 +49,22 @@ pub struct Timeline {
 
 #[derive(Default)]
 struct Phases {
+    /// The last one that has begun, as far as no [`Wire`] sees it.
+    begun: Option<Phase>,
+    /// What is read are frames: the first byte is not the response's.
+    framed: bool,
     remote: Option<SocketAddr>,
+    presented: Option<PresentedCertificates>,
     tls: Option<TlsDetails>,
+    head: Option<Head>,
     interim: Interim,
     exceeded: Option<Exceeded>,
     resolved: Option<Duration>,
     connected: Option<Duration>,
     secured: Option<Duration>,
     request_start: Option<Duration>,
-    request_end: Option<Duration>,
+    /// When the response began, for a request that it did not wait for.
+    request_cut: Option<Duration>,
     response_start: Option<Duration>,
     response_end: Option<Duration>,
 }
@@ -63,8 +75,9 @@ impl Timeline {
         Self {
             start: Instant::now(),
             lag,
-            last_write: AtomicU64::new(0),
+            request_end: AtomicU64::new(0),
             first_read: AtomicU64::new(0),
+            body: AtomicU64::new(0),
             received: Received::default(),
             quic: OnceLock::new(),
             phases: Mutex::default(),
@@ -79,13 +92,19 @@ impl Timeline {
         stamp.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_nanos)
     }
 
+    pub fn resolving(&self) {
+        self.phases.lock().begun = Some(Phase::Dns);
+    }
+
     pub fn resolved(&self) {
         self.phases.lock().resolved = Some(self.start.elapsed());
     }
 
     /// Where a connection is being made, for one that fails.
     pub fn connecting(&self, remote: SocketAddr) {
-        self.phases.lock().remote = Some(remote);
+        let mut phases = self.phases.lock();
+        phases.begun = Some(Phase::Connect);
+        phases.remote = Some(remote);
     }
 
     pub fn connected(&self, remote: SocketAddr) {
@@ -108,10 +127,22 @@ impl Timeline {
         self.received.bytes() + datagrams
     }
 
-    /// A QUIC connection, and what its handshake, which is part of connecting, negotiated.
-    pub fn quic(&self, connection: &quinn::Connection, tls: TlsDetails) {
+    /// A QUIC connection, whose handshake is part of connecting.
+    pub fn quic(&self, connection: &quinn::Connection) {
         let _ = self.quic.set(connection.clone());
-        self.phases.lock().tls = Some(tls);
+    }
+
+    /// A TLS handshake begins. The certificates that the server presents in it are known even when it does not end.
+    pub fn securing(&self, presented: PresentedCertificates) {
+        let mut phases = self.phases.lock();
+        phases.begun = Some(Phase::Tls);
+        phases.presented = Some(presented);
+    }
+
+    /// The certificates of a handshake that did not end.
+    pub fn presented(&self) -> Option<PresentedCertificates> {
+        let mut phases = self.phases.lock();
+        phases.presented.take().filter(|_| phases.tls.is_none())
     }
 
     /// The TLS handshake ended, well or not. The first call takes the time; later ones may know more.
@@ -124,12 +155,14 @@ impl Timeline {
     /// The request is about to be written: what was read before is not the response.
     pub fn request_started(&self) {
         self.first_read.store(0, Ordering::Relaxed);
-        self.phases.lock().request_start = Some(self.start.elapsed());
+        let mut phases = self.phases.lock();
+        phases.begun = Some(Phase::Send);
+        phases.request_start = Some(self.start.elapsed());
     }
 
-    /// The request was given to the protocol library, where no [`Wire`] sees it.
+    /// The request was given to the protocol library, or to the kernel where a [`Wire`] sees it.
     pub fn request_ended(&self) {
-        self.last_write.store(self.stamp(), Ordering::Relaxed);
+        let _ = self.request_end.compare_exchange(0, self.stamp(), Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// An interim response (1xx) of HTTP/1 or 3 came.
@@ -158,7 +191,48 @@ impl Timeline {
         let first = first.unwrap_or_else(|| self.start.elapsed());
         let mut phases = self.phases.lock();
         phases.response_start = Some(first);
-        phases.request_end = Self::load(&self.last_write).map(|write| write.min(first)).or(phases.request_start);
+        // A server may answer before it has read everything.
+        if Self::load(&self.request_end).is_none_or(|end| end > first) {
+            phases.request_cut = Some(first);
+        }
+    }
+
+    /// The response's head, which is known whatever becomes of its body.
+    pub fn head(&self, head: Head) {
+        self.phases.lock().head = Some(head);
+    }
+
+    /// So much more of the body has come.
+    pub fn body(&self, bytes: usize) {
+        self.body.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn body_bytes(&self) -> u64 {
+        self.body.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn take_head(&self) -> Option<Head> {
+        self.phases.lock().head.take()
+    }
+
+    /// The phase that the exchange is in.
+    #[must_use]
+    pub fn phase(&self) -> Option<Phase> {
+        let phases = self.phases.lock();
+        match phases.begun {
+            Some(Phase::Send) if self.response_start(&phases).is_some() => Some(Phase::Download),
+            Some(Phase::Send) if Self::load(&self.request_end).is_some() => Some(Phase::Wait),
+            begun => begun,
+        }
+    }
+
+    /// When the response's first byte came, of a head that may not be whole.
+    fn response_start(&self, phases: &Phases) -> Option<Duration> {
+        let first_read = || Self::load(&self.first_read).filter(|_| !phases.framed);
+        phases.request_start?;
+        phases.response_start.or_else(first_read)
     }
 
     pub fn response_ended(&self) {
@@ -190,7 +264,8 @@ impl Timeline {
     pub fn timings(&self) -> Timings {
         let phases = self.phases.lock();
         let end = phases.response_end.unwrap_or_else(|| self.start.elapsed());
-        let request_end = phases.request_end.or_else(|| phases.request_start.and(Self::load(&self.last_write)));
+        let request_end = phases.request_cut.or_else(|| Self::load(&self.request_end));
+        let response_start = self.response_start(&phases);
         let ready = phases.secured.or(phases.connected);
         let mut degraded = false;
         let mut length = |from: Option<Duration>, to: Option<Duration>| {
@@ -203,8 +278,8 @@ impl Timeline {
             connect: length(phases.resolved, phases.connected),
             tls: length(phases.connected, phases.secured),
             send: length(ready, request_end),
-            wait: length(request_end, phases.response_start),
-            download: length(phases.response_start, phases.response_end),
+            wait: length(request_end, response_start.filter(|_| request_end.is_some())),
+            download: length(response_start, phases.response_end),
             total: end,
             host_delay: self.lag.longest(Duration::ZERO, end),
             degraded,
@@ -212,22 +287,38 @@ impl Timeline {
     }
 }
 
-/// Notes when a connection is written and first read, and counts frames of HTTP/2.
+impl Progress for Timeline {
+    fn handshaken(&self) {
+        self.phases.lock().connected = Some(self.start.elapsed());
+    }
+
+    fn negotiated(&self, details: &TlsDetails) {
+        self.phases.lock().tls = Some(details.clone());
+    }
+}
+
+/// Notes when the request was written and the connection first read, and counts frames of HTTP/2.
 pub struct Wire {
     timeline: Arc<Timeline>,
     frames: Option<Frames>,
+    sent: Sent,
+    /// The request's last byte was taken, not necessarily by the kernel: TLS has a buffer of its own.
+    taken: bool,
 }
 
 impl Wire {
+    /// For HTTP/1, and a request with a body of so many bytes.
     #[must_use]
-    pub fn new(timeline: &Arc<Timeline>) -> Self {
-        Self { timeline: Arc::clone(timeline), frames: None }
+    pub fn http_1(timeline: &Arc<Timeline>, body: usize) -> Self {
+        Self { timeline: Arc::clone(timeline), frames: None, sent: Sent::http_1(body), taken: false }
     }
 
     /// For HTTP/2, from its first byte.
     #[must_use]
-    pub fn with_frames(timeline: &Arc<Timeline>) -> Self {
-        Self { frames: Some(Frames::default()), ..Self::new(timeline) }
+    pub fn http_2(timeline: &Arc<Timeline>) -> Self {
+        timeline.phases.lock().framed = true;
+        let frames = Some(Frames::default());
+        Self { timeline: Arc::clone(timeline), frames, sent: Sent::http_2(), taken: false }
     }
 }
 
@@ -249,11 +340,13 @@ impl Observe for Wire {
         Ok(())
     }
 
-    fn has_written(&mut self) {
-        // Writes after the response has begun (window updates of HTTP/2) are not the request's.
-        let timeline = &self.timeline;
-        if timeline.first_read.load(Ordering::Relaxed) == 0 || timeline.phases.lock().response_start.is_none() {
-            timeline.last_write.store(timeline.stamp(), Ordering::Relaxed);
+    fn has_written(&mut self, bytes: &[u8]) {
+        self.taken = self.taken || self.sent.add(bytes);
+    }
+
+    fn has_flushed(&mut self) {
+        if self.taken {
+            self.timeline.request_ended();
         }
     }
 }

@@ -119,10 +119,11 @@ struct Certificates {
     now: UnixTime,
 }
 
-/// The certificates of a server, from a handshake that may have failed.
+/// The certificates of a server, from a handshake that may have failed. Clones are of the same handshake.
 ///
 /// rustls asks for a verdict in the middle of the handshake, on the thread that does it, and the server chooses how long
 /// that takes: how many certificates there are, their keys and their names. So the handshake only records them.
+#[derive(Clone)]
 pub struct PresentedCertificates {
     verifier: Arc<WebPkiServerVerifier>,
     certificates: Arc<Mutex<Option<Certificates>>>,
@@ -343,6 +344,17 @@ fn transport() -> quinn::TransportConfig {
     transport
 }
 
+/// Who is told how far the making of a connection has come, for one that fails.
+pub trait Progress: Sync {
+    /// The handshake has ended well. The server's certificate is still to be verified, which is this host's work.
+    fn handshaken(&self) {}
+
+    /// What is known about a handshake, ended well or not.
+    fn negotiated(&self, _details: &TlsDetails) {}
+}
+
+impl Progress for () {}
+
 /// A QUIC connection (RFC 9000) to a vetted address, on a socket of its own.
 ///
 /// # Errors
@@ -354,6 +366,7 @@ pub async fn quic(
     server_name: &str,
     alpn: &str,
     verify: bool,
+    progress: &impl Progress,
 ) -> Result<(quinn::Endpoint, quinn::Connection, TlsDetails), QuicError> {
     let handshake = |error: &dyn fmt::Display| QuicError::Handshake(error.to_string());
     let (config, presented) = tls.client(&[alpn]).map_err(|e| handshake(&e))?;
@@ -366,15 +379,22 @@ pub async fn quic(
     endpoint.set_default_client_config(config);
     let connecting = endpoint.connect(target.socket_address(port), server_name).map_err(|e| handshake(&e))?;
     let connected = connecting.await;
-    match admitted(connected, presented.verify().await, verify) {
-        Ok((connection, details)) => {
-            let alpn = connection
-                .handshake_data()
-                .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
-                .and_then(|data| data.protocol.map(|p| String::from_utf8_lossy(&p).into_owned()));
-            // QUIC is TLS 1.3 by definition (RFC 9001); quinn does not say which cipher it uses.
-            Ok((endpoint, connection, TlsDetails { version: Some("TLSv1.3".into()), alpn, ..details }))
-        }
+    if connected.is_ok() {
+        progress.handshaken();
+    }
+    let mut details = presented.verify().await;
+    if let (Ok(connection), Some(details)) = (&connected, &mut details) {
+        let handshake =
+            connection.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
+        details.alpn = handshake.and_then(|data| data.protocol.map(|p| String::from_utf8_lossy(&p).into_owned()));
+        // QUIC is TLS 1.3 by definition (RFC 9001); quinn does not say which cipher it uses.
+        details.version = Some("TLSv1.3".into());
+    }
+    if let Some(details) = &details {
+        progress.negotiated(details);
+    }
+    match admitted(connected, details, verify) {
+        Ok((connection, details)) => Ok((endpoint, connection, details)),
         Err(Refused::Certificate(reason)) => Err(QuicError::Certificate(reason)),
         Err(Refused::Handshake(quinn::ConnectionError::TransportError(error))) => Err(handshake(&error)),
         Err(Refused::Handshake(other)) => Err(QuicError::Connect(other.to_string())),

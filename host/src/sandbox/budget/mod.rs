@@ -267,6 +267,12 @@ impl Budget {
         self.targets.extend(from.map(|address| Target::Address(address.to_canonical())));
     }
 
+    /// Bytes that may still be received.
+    #[must_use]
+    pub fn received_left(&self) -> u64 {
+        RECEIVED_BYTES.saturating_sub(self.received)
+    }
+
     /// A session, as long as this is held.
     ///
     /// # Errors
@@ -359,6 +365,7 @@ mod tests {
     fn what_was_received_ends_further_exchanges() {
         let mut budget = Budget::default();
         budget.received(RECEIVED_BYTES - 1, Some(address(1)));
+        assert_eq!(budget.received_left(), 1);
         assert_eq!(budget.take(Use::default()), Ok(()));
         budget.received(1, None);
         assert_eq!(budget.take(Use::default()), Err(Exceeded::Received));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use percent_encoding::percent_decode_str;
-use scouter_net::http::{self as engine, FailureKind, Timings, Version};
+use scouter_net::http::{self as engine, FailureKind, Phase, Timings, Version, limits};
 use scouter_net::lag::DEGRADED;
 use scouter_net::tls;
 use url::Url;
@@ -13,7 +13,7 @@ use url::Url;
 use super::weight::{plain, records};
 use super::{RunState, parse_address, wit};
 use crate::sandbox::budget::{PACKETS_OF, Target, Use, segments};
-use wit::http::{Certificate, Failure, Header, Redirect, Response, TlsDetails};
+use wit::http::{Certificate, Failure, Header, Redirect, Response, ResponseHead, TlsDetails};
 
 const URL_BYTES: usize = 8192;
 const KEEP_BODY: u32 = 128 << 10;
@@ -85,6 +85,7 @@ fn checked(request: wit::http::Request) -> Result<engine::Request, String> {
             wit::http::Version::Http2 => Version::Http2,
             wit::http::Version::Http3 => Version::Http3,
         },
+        body_limit: limits::BODY_BYTES,
         headers,
         body: request.body.map(Into::into),
         resolve,
@@ -114,26 +115,37 @@ records! {
     Redirect { url, same_origin }
     Response {
         url, status, reason, version, headers, redirect, remote_address, remote_port, timings, tls, header_bytes,
-        body_bytes, decoded_bytes, body,
+        body_bytes, body_limit, decoded_bytes, body,
     }
-    Failure { url, kind, reason, remote_address, timings, tls }
+    ResponseHead { status, reason, version, headers, header_bytes }
+    Failure { url, kind, reason, phase, remote_address, timings, tls, head, body_bytes }
 }
-plain!(wit::http::Version, wit::http::FailureKind);
+plain!(wit::http::Version, wit::http::FailureKind, wit::http::Phase);
 
 impl RunState {
     async fn exchanged(&mut self, request: wit::http::Request) -> wasmtime::Result<Result<Response, Failure>> {
         let given = request.url.clone();
         let refused = |kind, reason| {
-            let timings = (&Timings::default()).into();
-            Ok(Err(Failure { url: given.clone(), kind, reason, remote_address: None, timings, tls: None }))
+            Ok(Err(Failure {
+                url: given.clone(),
+                kind,
+                reason,
+                phase: None,
+                remote_address: None,
+                timings: (&Timings::default()).into(),
+                tls: None,
+                head: None,
+                body_bytes: 0,
+            }))
         };
-        let request = match checked(request) {
+        let mut request = match checked(request) {
             Ok(request) => request,
             Err(reason) => return refused(wit::http::FailureKind::Invalid, reason),
         };
         if let Err(exceeded) = self.take(used(&request)) {
             return refused(wit::http::FailureKind::Unavailable, exceeded.to_string());
         }
+        request.body_limit = request.body_limit.min(self.guest.budget.received_left());
         // A body is paced by TCP.
         self.pace(PACKETS_OF.exchange).await;
         let services = self.services.clone();
@@ -168,38 +180,66 @@ fn used(request: &engine::Request) -> Use {
 }
 
 fn in_wit(url: &Url, response: engine::Response) -> Response {
-    let headers: Vec<Header> = response
-        .headers
-        .iter()
-        .map(|(name, value)| Header {
-            name: name.as_str().to_owned(),
-            value: String::from_utf8_lossy(value.as_bytes()).into_owned(),
-        })
-        .collect();
-    let lines: usize = response.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    // "HTTP/1.1 200 OK" and two line ends.
-    let header_bytes = 13 + response.reason.len() + 2 + lines + 2;
+    let redirect = engine::redirect(url, response.head.status, &response.head.headers)
+        .map(|to| Redirect { same_origin: to.origin() == url.origin(), url: to.into() });
+    let head = ResponseHead::from(response.head);
     Response {
         url: url.to_string(),
-        status: response.status,
-        version: match response.version {
-            Version::Http10 => wit::http::Version::Http10,
-            Version::Http11 => wit::http::Version::Http11,
-            Version::Http2 => wit::http::Version::Http2,
-            Version::Http3 => wit::http::Version::Http3,
-        },
-        redirect: engine::redirect(url, response.status, &response.headers)
-            .map(|to| Redirect { same_origin: to.origin() == url.origin(), url: to.into() }),
-        reason: response.reason,
-        headers,
+        status: head.status,
+        reason: head.reason,
+        version: head.version,
+        headers: head.headers,
+        redirect,
         remote_address: response.remote.ip().to_string(),
         remote_port: response.remote.port(),
         timings: (&response.timings).into(),
         tls: response.tls.map(Into::into),
-        header_bytes: header_bytes as u64,
+        header_bytes: head.header_bytes,
         body_bytes: response.body.transferred,
+        body_limit: response.body.cut,
         decoded_bytes: response.body.decoded,
         body: response.body.kept,
+    }
+}
+
+impl From<engine::Head> for ResponseHead {
+    fn from(head: engine::Head) -> Self {
+        let headers: Vec<Header> = head
+            .headers
+            .iter()
+            .map(|(name, value)| Header {
+                name: name.as_str().to_owned(),
+                value: String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            })
+            .collect();
+        let lines: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        // "HTTP/1.1 200 OK" and two line ends.
+        let header_bytes = 13 + head.reason.len() + 2 + lines + 2;
+        Self {
+            status: head.status,
+            reason: head.reason,
+            version: match head.version {
+                Version::Http10 => wit::http::Version::Http10,
+                Version::Http11 => wit::http::Version::Http11,
+                Version::Http2 => wit::http::Version::Http2,
+                Version::Http3 => wit::http::Version::Http3,
+            },
+            headers,
+            header_bytes: header_bytes as u64,
+        }
+    }
+}
+
+impl From<Phase> for wit::http::Phase {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Dns => Self::Dns,
+            Phase::Connect => Self::Connect,
+            Phase::Tls => Self::Tls,
+            Phase::Send => Self::Send,
+            Phase::Wait => Self::Wait,
+            Phase::Download => Self::Download,
+        }
     }
 }
 
@@ -261,9 +301,12 @@ fn failed(url: &Url, failure: engine::Failure) -> Failure {
             FailureKind::TooLarge => Kind::TooLarge,
         },
         reason: failure.reason,
+        phase: failure.phase.map(Into::into),
         remote_address: failure.remote.map(|address| address.to_string()),
         timings: (&failure.timings).into(),
         tls: failure.tls.map(Into::into),
+        head: failure.head.map(Into::into),
+        body_bytes: failure.body_bytes,
     }
 }
 

@@ -336,7 +336,7 @@ impl Listener {
             return Err(Cause::Unavailable("This host has no route to the target.".into()));
         }
         let started = Instant::now();
-        match tokio::time::timeout(CONNECT, dial::dial(&open, record.port)).await {
+        match tokio::time::timeout(CONNECT, dial::dial(&open, record.port, |_| ())).await {
             Ok(Ok((stream, address))) => {
                 record.connect_ms = Some(ms(started.elapsed()));
                 record.address = Some(address.ip());

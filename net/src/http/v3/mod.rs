@@ -10,8 +10,10 @@ use h3::error::{ConnectionError, StreamError};
 use self::turns::Turns;
 use super::body::BodyReader;
 use super::timeline::Timeline;
-use super::{FailureKind, Request, Response, StepError, Version, absolute, alongside, h3_target, message};
-use crate::limits::{Exceeded, HEADER_BYTES, PIECES_OF_HTTP_3, Pieces, check_headers};
+use super::{
+    FailureKind, Head, Request, Response, StepError, Version, absolute, alongside, begin, ended, h3_target, message,
+};
+use crate::limits::{Exceeded, HEADER_BYTES, PIECES_OF_HTTP_3, Pieces};
 use crate::policy::Permitted;
 use crate::tls::{Tls, quic};
 
@@ -32,24 +34,12 @@ pub async fn exchange(
     let target = h3_target(open)?;
     let remote = target.socket_address(port);
     timeline.connecting(remote);
-    let (endpoint, connection, details) = quic(tls, target, port, host, "h3", request.verify_tls).await?;
-    timeline.connected(remote);
-    timeline.quic(&connection, details.clone());
+    let (endpoint, connection, details) = quic(tls, target, port, host, "h3", request.verify_tls, &**timeline).await?;
+    timeline.quic(&connection);
     let turns = Turns::new(timeline);
     let done = turns.drive(over(h3_quinn::Connection::new(connection), &turns, request, timeline)).await;
     endpoint.close(0_u32.into(), b"");
-    let (head, body) = done?;
-    Ok(Response {
-        status: head.status.as_u16(),
-        reason: String::new(),
-        version: Version::Http3,
-        headers: head.headers,
-        remote,
-        timings: timeline.timings(),
-        tls: Some(details),
-        body: body.end().await,
-        received: timeline.received(),
-    })
+    ended(done?, timeline, remote, Some(details)).await
 }
 
 /// The request and its response, over an established connection.
@@ -58,7 +48,7 @@ async fn over(
     turns: &Turns,
     request: &Request,
     timeline: &Timeline,
-) -> Result<(http::response::Parts, BodyReader), StepError> {
+) -> Result<BodyReader, StepError> {
     let failed = |error: &StreamError| stream_error(error, timeline);
     let (mut driver, mut sender) = h3::client::builder()
         .max_field_section_size(HEADER_BYTES as u64)
@@ -88,8 +78,9 @@ async fn over(
         };
         timeline.response_started_now();
         let (head, ()) = response.into_parts();
-        check_headers(&head.headers)?;
-        let mut body = BodyReader::new(&head.headers, request.keep_body, Pieces::at_most(PIECES_OF_HTTP_3));
+        let (status, headers) = (head.status.as_u16(), head.headers);
+        let head = Head { status, reason: String::new(), version: Version::Http3, headers };
+        let mut body = begin(head, request, timeline, Pieces::at_most(PIECES_OF_HTTP_3))?;
         let mut empty = 0;
         while empty < EMPTY_FRAMES {
             let Some(mut data) = stream.recv_data().await.map_err(|error| failed(&error))? else {
@@ -100,14 +91,18 @@ async fn over(
             while data.has_remaining() {
                 let piece = data.chunk().len();
                 turns.took_body(piece);
-                body.add(data.chunk()).await?;
+                timeline.body(piece);
+                if body.add(data.chunk()).await?.is_break() {
+                    timeline.response_ended();
+                    return Ok(body);
+                }
                 data.advance(piece);
             }
         }
         // At the end of the stream there is nothing else; what is left otherwise are more empty frames.
         stream.recv_trailers().await.map_err(|error| failed(&error))?;
         timeline.response_ended();
-        Ok((head, body))
+        Ok(body)
     };
     alongside(std::future::poll_fn(|cx| driver.poll_close(cx)), work).await
 }
