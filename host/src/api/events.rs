@@ -78,7 +78,7 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
     if watch.reader.is_abandoned() {
         return None;
     }
-    let unread = watch.reader.receipt().take_unread(watch.sent);
+    let unread = watch.reader.receipt().take_unread();
     let is_quick = unread.len() <= QUICK && unread.iter().all(|unread| unread.partial().is_small());
     if is_quick {
         watch.reader.receipt().put(unread.into_iter().map(Unread::read).collect());

@@ -34,19 +34,23 @@ pub struct Since {
     pub done: bool,
 }
 
-/// A test's newest event.
+/// A test's newest event, and the partial result that will be the next one.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Update {
     number: u64,
-    data: Data,
+    /// JSON in pieces; empty before the first event.
+    data: Vec<Bytes>,
     finished: bool,
+    /// The newest partial result, as long as nobody parses it.
+    unread: Option<Partial>,
+    /// One is being parsed.
+    reading: bool,
 }
 
 /// A partial result to be read.
 #[derive(Debug)]
 pub struct Unread {
     index: usize,
-    number: u64,
     partial: Partial,
 }
 
@@ -54,7 +58,7 @@ impl Unread {
     /// Takes little time when it is [small](Partial::is_small).
     #[must_use]
     pub fn read(self) -> Read {
-        Read { index: self.index, number: self.number, json: self.partial.json() }
+        Read { index: self.index, json: self.partial.json() }
     }
 
     #[must_use]
@@ -67,25 +71,7 @@ impl Unread {
 #[derive(Debug)]
 pub struct Read {
     index: usize,
-    number: u64,
     json: Option<Box<RawValue>>,
-}
-
-/// What an event says.
-#[derive(Debug, Clone)]
-enum Data {
-    /// A partial result that no watcher has asked for yet.
-    Unread(Partial),
-    /// One that is being parsed.
-    Reading,
-    /// JSON in pieces; empty when there is nothing to say.
-    Pieces(Vec<Bytes>),
-}
-
-impl Default for Data {
-    fn default() -> Self {
-        Self::Pieces(vec![])
-    }
 }
 
 /// JSON on one line: JSON may have line ends between values, the data of an event must not.
@@ -95,14 +81,19 @@ pub(super) fn line(json: Box<RawValue>) -> Bytes {
 }
 
 impl Receipt {
-    /// A test's result so far.
+    /// A test's result so far. It becomes an event once it is parsed.
     pub fn partial(&self, index: usize, partial: &Partial) {
-        self.update(index, Data::Unread(partial.clone()), false);
+        let mut updates = self.updates.lock();
+        let Some(slot) = updates.get_mut(index).filter(|slot| !slot.finished) else { return };
+        slot.unread = Some(partial.clone());
+        let number = self.next_number();
+        drop(updates);
+        self.wake(number);
     }
 
     pub(super) fn finished(&self, index: usize, json: Bytes) {
-        let data = Data::Pieces(self.pieces_of(index, None, Some(RawValue::NULL), json));
-        self.update(index, data, true);
+        let data = self.pieces_of(index, None, Some(RawValue::NULL), json);
+        self.publish(index, data, true);
     }
 
     fn pieces_of(&self, index: usize, result: Option<&RawValue>, test: Option<&RawValue>, json: Bytes) -> Vec<Bytes> {
@@ -110,17 +101,22 @@ impl Receipt {
         model::spliced(&model::Event { r#type: name, index: place, result, test }, [json])
     }
 
-    fn update(&self, index: usize, data: Data, finished: bool) {
+    fn publish(&self, index: usize, data: Vec<Bytes>, finished: bool) {
         let mut updates = self.updates.lock();
-        let Some(slot) = updates.get_mut(index) else { return };
         // A partial result after the final one is out of date.
-        if slot.finished {
-            return;
+        let Some(slot) = updates.get_mut(index).filter(|slot| !slot.finished) else { return };
+        let number = self.next_number();
+        (slot.number, slot.data, slot.finished) = (number, data, finished);
+        if finished {
+            slot.unread = None;
         }
-        let number = self.happened.fetch_add(1, Ordering::Relaxed) + 1;
-        *slot = Update { number, data, finished };
         drop(updates);
         self.wake(number);
+    }
+
+    /// To be called with the updates locked: they are numbered in the order in which they are seen.
+    fn next_number(&self) -> u64 {
+        self.happened.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The number never decreases: of two concurrent updates, the watcher that waits for the later one must not miss it.
@@ -157,56 +153,52 @@ impl Receipt {
         if last > self.happened.load(Ordering::Relaxed) + end { 0 } else { last }
     }
 
-    /// Takes the partial results after this number that are not parsed yet, each of them once. The caller parses them, on a
-    /// thread that may take the time, and gives them to [`Self::put`].
+    /// Takes the partial results that are not parsed yet, each of them once, and one of each test at a time. The caller
+    /// parses them, on a thread that may take the time, and gives them to [`Self::put`].
     #[must_use]
-    pub fn take_unread(&self, number: u64) -> Vec<Unread> {
+    pub fn take_unread(&self) -> Vec<Unread> {
         let mut updates = self.updates.lock();
-        let newer = updates.iter_mut().enumerate().filter(|(_, update)| update.number > number);
-        let unread = newer.filter_map(|(index, update)| {
-            let Data::Unread(partial) = &update.data else { return None };
-            let unread = Unread { index, number: update.number, partial: partial.clone() };
-            update.data = Data::Reading;
-            Some(unread)
+        let unread = updates.iter_mut().enumerate().filter(|(_, slot)| !slot.reading).filter_map(|(index, slot)| {
+            let partial = slot.unread.take()?;
+            slot.reading = true;
+            Some(Unread { index, partial })
         });
         unread.collect()
     }
 
-    /// What was read, for all watchers; a partial result that was replaced meanwhile is out of date.
+    /// What was parsed is an event for all watchers, also when a newer partial result has come meanwhile.
     pub fn put(&self, read: Vec<Read>) {
-        for Read { index, number, json } in read {
-            let pieces = json.map(|json| self.pieces_of(index, Some(RawValue::NULL), None, line(json)));
-            let mut updates = self.updates.lock();
-            if let Some(update) = updates.get_mut(index).filter(|update| update.number == number) {
-                update.data = Data::Pieces(pieces.unwrap_or_default());
+        for Read { index, json } in read {
+            if let Some(slot) = self.updates.lock().get_mut(index) {
+                slot.reading = false;
+            }
+            if let Some(json) = json {
+                self.publish(index, self.pieces_of(index, Some(RawValue::NULL), None, line(json)), false);
             }
         }
     }
 
-    /// What has happened after this number, up to the first partial result that is unread.
+    /// What has happened after this number.
     #[must_use]
     pub fn since(&self, number: u64) -> Since {
         let done = !self.is_running();
-        let (mut events, mut up_to) = (vec![], number);
         let updates = self.updates.lock();
-        let unread = updates.iter().filter(|update| update.number > number && !matches!(update.data, Data::Pieces(_)));
-        let end = unread.map(|update| update.number).min().unwrap_or(u64::MAX);
-        for update in updates.iter().filter(|update| update.number > number && update.number < end) {
-            up_to = up_to.max(update.number);
-            if let Data::Pieces(data) = &update.data
-                && !data.is_empty()
-            {
-                let kind = if update.finished { "test" } else { "partial" };
-                events.push(Event { number: update.number, kind, data: data.clone() });
-            }
-        }
+        let newer = updates.iter().filter(|slot| slot.number > number);
+        let event = |slot: &Update| Event {
+            number: slot.number,
+            kind: if slot.finished { "test" } else { "partial" },
+            data: slot.data.clone(),
+        };
+        let mut events: Vec<Event> = newer.map(event).collect();
+        let is_reading = updates.iter().any(|slot| slot.reading || slot.unread.is_some());
+        let mut up_to = self.happened.load(Ordering::Relaxed).max(number);
         drop(updates);
         events.sort_by_key(|event| event.number);
         if done {
             up_to = self.happened.load(Ordering::Relaxed) + 1;
             events.push(Event { number: up_to, kind: "done", data: self.pieces() });
         }
-        Since { events, up_to, is_reading: end < u64::MAX, done }
+        Since { events, up_to, is_reading, done }
     }
 
     /// Waits for an event after this number. False when the receipt was deleted or has expired.
@@ -240,7 +232,7 @@ mod tests {
 
     fn events_since(receipt: &Receipt, since: u64) -> Vec<(u64, &'static str, String)> {
         let text = |event: Event| String::from_utf8(event.data.concat()).expect("UTF-8");
-        receipt.put(receipt.take_unread(since).into_iter().map(Unread::read).collect());
+        receipt.put(receipt.take_unread().into_iter().map(Unread::read).collect());
         receipt.since(since).events.into_iter().map(|event| (event.number, event.kind, text(event))).collect()
     }
 
@@ -262,18 +254,18 @@ mod tests {
         receipt.partial(1, &partial_result("3"));
         receipt.partial(0, &partial_result("{}"));
         let unread = receipt.since(0);
-        assert_eq!((unread.events.len(), unread.up_to), (0, 0), "nothing is passed over that is unread");
-        let late = receipt.take_unread(0);
+        assert!(unread.events.is_empty() && unread.is_reading, "{unread:?}");
+        let late = receipt.take_unread();
         receipt.partial(2, &partial_result("{\"n\":\n3}"));
         receipt.put(late.into_iter().map(Unread::read).collect());
         let partial = |n, text: &str| (n, "partial", text.to_owned());
-        let newest = partial(5, r#"{"type":"b","index":1,"result":{"n":3}}"#);
-        assert_eq!(events_since(&receipt, 0), [partial(4, r#"{"type":"a","index":0,"result":{}}"#), newest]);
-        assert_eq!(events_since(&receipt, 4).len(), 1);
+        let newest = partial(8, r#"{"type":"b","index":1,"result":{"n":3}}"#);
+        assert_eq!(events_since(&receipt, 0), [partial(6, r#"{"type":"a","index":0,"result":{}}"#), newest]);
+        assert_eq!(events_since(&receipt, 6).len(), 1);
         receipts.record(&receipt, 2, raw("{\"m\": 5}"), |_| raw("null"));
         receipt.partial(2, &partial_result("{}"));
-        let test = (6, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
-        assert_eq!(events_since(&receipt, 5), [test]);
+        let test = (9, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
+        assert_eq!(events_since(&receipt, 8), [test]);
         receipts.record(&receipt, 0, raw("1"), |_| raw("null"));
         receipts.record(&receipt, 1, raw("1"), |_| raw("null"));
         let all = events_since(&receipt, 3);
@@ -281,7 +273,7 @@ mod tests {
         assert_eq!(kinds, ["test", "test", "test", "done"]);
         assert_eq!(all[3].2.as_bytes(), receipt.pieces().concat());
         assert_eq!(events_since(&receipt, all[2].0).len(), 1, "`done` comes after the events of all tests");
-        assert_eq!([0, 5, 9, 10, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 9, 0, 0]);
+        assert_eq!([0, 5, 12, 13, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 12, 0, 0]);
     }
 
     #[test]
