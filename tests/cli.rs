@@ -1,11 +1,13 @@
 //! The command line and the settings.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::server::{Server, command};
+use crate::support::server::{SECRET, Server, command};
 use crate::support::{self, hostile, plugins};
 use crate::trials;
 
@@ -20,6 +22,7 @@ pub fn trials() -> Vec<Trial> {
         a_server_takes_as_many_descriptors_as_it_may_have,
         health_asks_the_server_that_runs,
         sighup_reads_the_secrets_again,
+        a_signal_during_the_start_is_acted_upon_after_it,
         secrets_come_from_a_file_and_short_ones_are_warned_about,
         plugins_lists_types_and_options,
         untrusted_output_is_escaped_in_the_terminal,
@@ -194,6 +197,27 @@ fn health_asks_the_server_that_runs() {
     drop(server);
     let dead = scouter(&["health", "--port", &port], &[]);
     assert!(!dead.status.success() && err(&dead).contains("does not answer"), "{}", err(&dead));
+}
+
+/// With an empty cache every plugin is compiled, which takes a second or more: the first of them is logged early.
+fn a_signal_during_the_start_is_acted_upon_after_it() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let mut command = command();
+    command.env("SCOUTER_PLUGIN_DIR", plugins()).env("SCOUTER_CACHE_DIR", cache.path());
+    command.env("SCOUTER_API_SECRET", SECRET).env("SCOUTER_LISTEN", "127.0.0.1").env("API_PORT", "0");
+    let mut server = command.stderr(Stdio::piped()).spawn().expect("the server starts");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(server.id()).expect("a process"));
+    let lines = BufReader::new(server.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    let mut listens = false;
+    for (number, line) in lines.enumerate() {
+        if number == 0 {
+            assert!(!line.contains("listening"), "too late: {line}");
+            nix::sys::signal::kill(pid, Signal::SIGHUP).expect("sent");
+            nix::sys::signal::kill(pid, Signal::SIGTERM).expect("sent");
+        }
+        listens |= line.contains("listening");
+    }
+    assert_eq!((server.wait().expect("waited").code(), listens), (Some(0), true));
 }
 
 fn sighup_reads_the_secrets_again() {

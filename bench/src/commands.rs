@@ -77,7 +77,7 @@ fn report(run: &mut Run, rows: &[Row]) {
     run.report.section(
         "One probe at a time",
         "From the request, or the start of the program, to the answer or its end; one probe to an address, in turns. A program starts for each \
-         of its probes, as it does for whoever calls it. BarPanel: median and middle half.",
+         of its probes, as it does for whoever calls it. Bars: median and middle half.",
     );
     let panels: Vec<BarPanel> = ["HTTP", "HTTPS", "DNS", "ICMP"]
         .into_iter()

@@ -60,8 +60,8 @@ pub fn pages(run: &mut Run) {
             let alone = Bare::start(&run.lab);
             let session = alone.session(bidi);
             alone.ask("POST", &format!("/session/{session}/url"), &json!({"url": PAGE}));
-            alone.ask("DELETE", &format!("/session/{session}"), &json!({}));
             times.push(ms(started));
+            alone.ask("DELETE", &format!("/session/{session}"), &json!({}));
         }
         let server = run.lab.server(&[("SCOUTER_LOG", "info,access=warn")]);
         cold.push(load(&server, "chrome").0);

@@ -232,7 +232,7 @@ fn report(run: &mut Run, judged: &[Judged]) {
         "RTT error",
         &format!(
             "How far a reported time is from the packets' own: tcpdump on the probe's interface, whose timestamps are the kernel's. To a \
-             neighbour, {EACH} probes of each tool in each round, 20 ms apart, in turns. BarPanel: median and middle half of the absolute error. trippy prints \
+             neighbour, {EACH} probes of each tool in each round, 20 ms apart, in turns. Bars: median and middle half of the absolute error. trippy prints \
              hundredths of a millisecond."
         ),
     );

@@ -135,8 +135,10 @@ fn their(lab: &Lab, at_once: usize) -> Waited {
         let (mib, mappings) = (resident(blackbox.pid()) - idle, mappings(blackbox.pid()));
         let health_ms = health(lab, &Request::get(blackbox.address, "/-/healthy", ANY));
         let answers = clients.join().expect("clients end");
+        // Those that still waited when memory was taken: a probe that fails early has not waited for its timeout.
+        let taken_ms = (SETTLED + LOOKED_AT).as_secs_f64() * 1e3;
         #[expect(clippy::cast_precision_loss, reason = "thousands")]
-        let running = answers.latencies.len() as f64;
+        let running = answers.latencies.iter().filter(|ms| **ms >= taken_ms).count() as f64;
         Waited {
             at_once,
             running,

@@ -15,7 +15,7 @@ use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     trials!("lab::path", lab =>
-        every_carrier_finds_every_router,
+        every_protocol_finds_every_router,
         a_trace_has_a_socket_for_each_flow_and_no_more,
         hop_by_hop_as_traceroute_and_mtr_see_them,
         a_path_ends_where_a_router_says_so,
@@ -32,7 +32,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     )
 }
 
-const CARRIERS: [&str; 3] = ["ICMP", "TCP", "UDP"];
+const PROTOCOLS: [&str; 3] = ["ICMP", "TCP", "UDP"];
 pub const TARGETS: [(&str, [Option<&str>; 8]); 2] = [("10.81.0.2", chain::V4), ("fd81::2", chain::V6)];
 
 pub fn trace(server: &Server, options: Value) -> Value {
@@ -87,7 +87,7 @@ pub fn follows_the_chain(result: &Value, chain: [Option<&str>; 8], target: &str)
     assert_eq!((of("errors"), of("degraded")), (json!([]), Value::Null), "{result}");
 }
 
-fn every_carrier_finds_every_router(lab: &Lab) {
+fn every_protocol_finds_every_router(lab: &Lab) {
     let server = lab.server(&[]);
     for (dst, expected) in TARGETS {
         for (proto, port, answer) in [
@@ -120,7 +120,7 @@ fn every_carrier_finds_every_router(lab: &Lab) {
 
 fn a_trace_has_a_socket_for_each_flow_and_no_more(lab: &Lab) {
     let server = lab.server(&[]);
-    for proto in CARRIERS {
+    for proto in PROTOCOLS {
         let (_, before) = server.weight();
         // A black hole: routers that answer so many probes would have no answers left for other tests.
         let options = json!({"dst": "198.51.100.1", "proto": proto, "payload_size": 0, "probes": 5, "paths": 4, "timeout_ms": 1500});
@@ -131,7 +131,8 @@ fn a_trace_has_a_socket_for_each_flow_and_no_more(lab: &Lab) {
                 most = most.max(server.weight().1);
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }
-            trace.join().expect("answered");
+            let test = trace.join().expect("answered");
+            assert_eq!((&test["message"], &test["result"]["reached"]), (&Value::Null, &json!(false)), "{test}");
             most
         });
         // TCP: one that holds the port and one that receives. And the connections of this test.
@@ -195,7 +196,7 @@ fn a_path_ends_where_a_router_says_so(lab: &Lab) {
         ("fd81:0:0:3::9", "administratively prohibited", 1),
     ] {
         let (chain, last) = if dst.contains(':') { (chain::V6, "fd80:0:0:7::2") } else { (chain::V4, "10.80.7.2") };
-        for proto in CARRIERS {
+        for proto in PROTOCOLS {
             let started = Instant::now();
             let result = trace(&server, json!({"dst": dst, "proto": proto, "timeout_ms": 500}));
             assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
@@ -226,7 +227,7 @@ fn a_path_ends_where_a_router_says_so(lab: &Lab) {
 fn a_black_hole_costs_one_timeout(lab: &Lab) {
     let server = lab.server(&[]);
     for dst in ["10.81.1.9", "fd81:0:0:1::9"] {
-        for proto in CARRIERS {
+        for proto in PROTOCOLS {
             let result = server.test("traceroute", &json!({"dst": dst, "proto": proto}));
             let (took, result) = (number(&result["timing"]["duration_ms"]), &result["result"]);
             // bench/ asserts timeout + 500 ms on a quiet machine.
@@ -290,7 +291,7 @@ fn what_is_too_large_for_a_link_says_how_large_it_may_be(lab: &Lab) {
         (&json!(true), Some(8)),
         "in fragments: {fits}"
     );
-    for proto in CARRIERS {
+    for proto in PROTOCOLS {
         let result =
             trace(&server, json!({"dst": "fd81:0:0:5::2", "proto": proto, "payload_size": 1400, "timeout_ms": 300}));
         let stop = &result["stopped_by"];
@@ -366,7 +367,7 @@ fn a_hundred_traces_at_once_see_their_own_answers_only(lab: &Lab) {
         let traces: Vec<Value> = (0..100)
             .map(|n| {
                 let dst = if n < 50 { address(2) } else { address(n - 40) };
-                json!({"id": dst, "dst": dst, "proto": CARRIERS[n % 3], "timeout_ms": 1000})
+                json!({"id": dst, "dst": dst, "proto": PROTOCOLS[n % 3], "timeout_ms": 1000})
             })
             .collect();
         let results = server.run(&json!({"traceroute": traces}));
@@ -392,7 +393,7 @@ fn first_and_last_ttl_are_kept_to(lab: &Lab) {
     assert_eq!(result["failed"], json!(true));
     let all = trace(&server, json!({"dst": "10.81.0.2", "MAX_TTL": "8", "timeout_ms": "300"}));
     assert_eq!(all["reached"], json!(true), "{all}");
-    for proto in CARRIERS {
+    for proto in PROTOCOLS {
         let own =
             server.test("traceroute", &json!({"dst": "10.80.1.1", "proto": proto, "dport": 9, "timeout_ms": 300}));
         assert_eq!(srcs(&own["result"]), [Some("10.80.1.1")], "this host itself: {own}");

@@ -353,7 +353,7 @@ fn what_is_in_flight_is_not_lost(lab: &Lab) {
             "{test}"
         );
     }
-    // What has timed out is lost, while others are in flight; in the end none is.
+    // In the end none is in flight: what has timed out is lost.
     let options = json!({"dst": "198.51.100.1", "count": 10, "interval_ms": 100, "timeout_ms": 300});
     let done = ping(&server, options);
     assert_eq!((&done["sent"], &done["in_flight"], &done["loss"]), (&json!(10), &json!(0), &json!(100.0)), "{done}");

@@ -13,7 +13,7 @@ use crate::support::site::{Reply, Site, response};
 use crate::trials;
 
 pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
-    trials!("lab::pages", lab =>
+    trials!("lab::visits", lab =>
         a_server_that_asks_for_credentials_has_answered,
         credentials_of_a_url_are_sent_to_its_server_only,
         windows_that_a_page_opens_never_keep_it_from_being_done,

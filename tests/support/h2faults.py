@@ -52,6 +52,10 @@ BEHAVIOURS = {
     "answers a stream that nobody opened": again(frame(DATA, 0, 7, b"x")),
     "ignores the window": again(frame(DATA, 0, 1, b"x" * 16384), OK),
     "says nothing": again(b"", b"", 1, 10),
+    # content-length: 100 (RFC 7541, appendix A, entry 28), five bytes of it, and a reset with NO_ERROR.
+    "ends its body early": again(
+        b"", frame(HEADERS, END_HEADERS, 1, STATUS_200 + b"\x0f\x0d\x03100") + frame(DATA, 0, 1, b"short") + frame(RST_STREAM, 0, 1, struct.pack("!I", 0)), 1, 1
+    ),
 }
 
 

@@ -24,6 +24,8 @@ BEHAVIOURS = {
     "empty DATA frames flood": OK + EMPTY * 50_000,
     # 16 MiB are announced, and some of them come.
     "an endless unknown frame": OK + b"\x21\x81\x00\x00\x00" + bytes(3 << 20),
+    # content-length: 100 as a literal with a name of the static table, entry 4 (RFC 9204, section 4.5.4).
+    "ends its body early": b"\x01\x08\x00\x00\xd9\x54\x03100" + BYTE * 2,
     "unknown frames flood": OK + b"\x21\x00" * 100_000 + BYTE * 2,
 }
 

@@ -18,11 +18,11 @@ use utoipa_axum::routes;
 use super::error::NoReceipt;
 use super::tests::receipt_of;
 use super::{Api, ApiError, SharedBody};
-use crate::receipts::{Event, Reader, Receipt, Unread};
+use crate::receipts::{Event, Reader, Unread};
 
 /// Interval of comment lines: proxies close silent connections.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Partial results up to this size are parsed on the thread that answers.
+/// So many small partial results are parsed on the thread that answers; more, or larger ones, elsewhere.
 const QUICK: usize = 8;
 /// Pause between two batches of events: a plugin may report faster than any client reads.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -78,17 +78,16 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
     if watch.reader.is_abandoned() {
         return None;
     }
-    let unread = watch.reader.receipt().take_unread();
-    let is_quick = unread.len() <= QUICK && unread.iter().all(|unread| unread.partial().is_small());
-    if is_quick {
-        watch.reader.receipt().put(unread.into_iter().map(Unread::read).collect());
+    let unread = watch.reader.take_unread();
+    if unread.len() <= QUICK && unread.iter().all(Unread::is_small) {
+        unread.into_iter().for_each(Unread::publish);
     } else {
-        // Others wait for it too: it is read whether or not this client stays.
-        tokio::spawn(read_elsewhere(Arc::clone(&watch.api), watch.reader.shared(), unread));
+        // Others wait for it too: it is parsed whether or not this client stays.
+        tokio::spawn(publish(Arc::clone(&watch.api), unread));
     }
     let since = watch.reader.receipt().since(watch.sent);
     watch.sent = since.up_to;
-    watch.paused = !since.events.is_empty() || since.is_reading;
+    watch.paused = !since.events.is_empty();
     if watch.paused {
         let pieces = since.events.into_iter().flat_map(pieces).collect();
         return Some((pieces, (!since.done).then_some(watch)));
@@ -102,14 +101,14 @@ async fn next(mut watch: Watch) -> Option<(Vec<Bytes>, Option<Watch>)> {
 }
 
 /// Large partial results, in their turn.
-async fn read_elsewhere(api: Arc<Api>, receipt: Arc<Receipt>, unread: Vec<Unread>) {
+async fn publish(api: Arc<Api>, unread: Vec<Unread>) {
     let turn = Arc::clone(&api.costs.partials).acquire_owned().await;
-    let read = move || {
-        receipt.put(unread.into_iter().map(Unread::read).collect());
+    let publish = move || {
+        unread.into_iter().for_each(Unread::publish);
         drop(turn);
     };
-    if let Err(error) = api.services.compute(read).await {
-        tracing::error!(%error, "partial results could not be read");
+    if let Err(error) = api.services.compute(publish).await {
+        tracing::error!(%error, "partial results could not be parsed");
     }
 }
 

@@ -200,8 +200,8 @@ struct Stop {
     interrupt: Signal,
 }
 
-/// The default action of a signal would end the process: signals are caught from the start, and acted upon once the
-/// server listens.
+/// The default action of a signal would end the process: signals are caught before plugins are loaded, which
+/// takes seconds with an empty cache, and acted upon once the server listens.
 struct Signals {
     stop: Stop,
     hangup: Signal,

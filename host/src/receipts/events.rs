@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::Receipt;
+use super::{Reader, Receipt};
 use crate::model;
 use crate::sandbox::Partial;
 
@@ -26,10 +26,8 @@ pub struct Event {
 pub struct Since {
     /// In order.
     pub events: Vec<Event>,
-    /// The number to continue from: an update may have nothing to say.
+    /// The number to continue from: not every number is that of an event.
     pub up_to: u64,
-    /// Is a partial result unread or being read? More can be had soon.
-    pub is_reading: bool,
     /// Is the last of them `done`?
     pub done: bool,
 }
@@ -47,31 +45,44 @@ pub(super) struct Update {
     reading: bool,
 }
 
-/// A partial result to be read.
-#[derive(Debug)]
+/// A partial result to be parsed, on a thread that may take the time. Until then no other one of the test is: the next
+/// event must not be older than the last.
 pub struct Unread {
+    receipt: Reader,
     index: usize,
     partial: Partial,
 }
 
 impl Unread {
-    /// Takes little time when it is [small](Partial::is_small).
+    /// Is it parsed in some tens of microseconds?
     #[must_use]
-    pub fn read(self) -> Read {
-        Read { index: self.index, json: self.partial.json() }
+    pub fn is_small(&self) -> bool {
+        self.partial.is_small()
     }
 
-    #[must_use]
-    pub fn partial(&self) -> &Partial {
-        &self.partial
+    /// Parses it. It is an event for all watchers, also when a newer one has come meanwhile.
+    pub fn publish(self) {
+        if let Some(json) = self.partial.json() {
+            let receipt = self.receipt.receipt();
+            let pieces = receipt.pieces_of(self.index, Some(RawValue::NULL), None, line(json));
+            receipt.publish(self.index, pieces, false);
+        }
     }
 }
 
-/// A partial result that was read; without JSON it says nothing.
-#[derive(Debug)]
-pub struct Read {
-    index: usize,
-    json: Option<Box<RawValue>>,
+impl Drop for Unread {
+    /// Whether or not it was published.
+    fn drop(&mut self) {
+        let receipt = self.receipt.receipt();
+        let mut updates = receipt.updates.lock();
+        let Some(slot) = updates.get_mut(self.index) else { return };
+        slot.reading = false;
+        if slot.unread.is_some() {
+            let number = receipt.next_number();
+            drop(updates);
+            receipt.wake(number);
+        }
+    }
 }
 
 /// JSON on one line: JSON may have line ends between values, the data of an event must not.
@@ -85,10 +96,13 @@ impl Receipt {
     pub fn partial(&self, index: usize, partial: &Partial) {
         let mut updates = self.updates.lock();
         let Some(slot) = updates.get_mut(index).filter(|slot| !slot.finished) else { return };
-        slot.unread = Some(partial.clone());
-        let number = self.next_number();
-        drop(updates);
-        self.wake(number);
+        // Watchers are awake already when one is unread, and will be when the one that is being parsed is published.
+        let is_news = slot.unread.replace(partial.clone()).is_none() && !slot.reading;
+        if is_news {
+            let number = self.next_number();
+            drop(updates);
+            self.wake(number);
+        }
     }
 
     pub(super) fn finished(&self, index: usize, json: Bytes) {
@@ -153,31 +167,6 @@ impl Receipt {
         if last > self.happened.load(Ordering::Relaxed) + end { 0 } else { last }
     }
 
-    /// Takes the partial results that are not parsed yet, each of them once, and one of each test at a time. The caller
-    /// parses them, on a thread that may take the time, and gives them to [`Self::put`].
-    #[must_use]
-    pub fn take_unread(&self) -> Vec<Unread> {
-        let mut updates = self.updates.lock();
-        let unread = updates.iter_mut().enumerate().filter(|(_, slot)| !slot.reading).filter_map(|(index, slot)| {
-            let partial = slot.unread.take()?;
-            slot.reading = true;
-            Some(Unread { index, partial })
-        });
-        unread.collect()
-    }
-
-    /// What was parsed is an event for all watchers, also when a newer partial result has come meanwhile.
-    pub fn put(&self, read: Vec<Read>) {
-        for Read { index, json } in read {
-            if let Some(slot) = self.updates.lock().get_mut(index) {
-                slot.reading = false;
-            }
-            if let Some(json) = json {
-                self.publish(index, self.pieces_of(index, Some(RawValue::NULL), None, line(json)), false);
-            }
-        }
-    }
-
     /// What has happened after this number.
     #[must_use]
     pub fn since(&self, number: u64) -> Since {
@@ -190,7 +179,6 @@ impl Receipt {
             data: slot.data.clone(),
         };
         let mut events: Vec<Event> = newer.map(event).collect();
-        let is_reading = updates.iter().any(|slot| slot.reading || slot.unread.is_some());
         let mut up_to = self.happened.load(Ordering::Relaxed).max(number);
         drop(updates);
         events.sort_by_key(|event| event.number);
@@ -198,7 +186,7 @@ impl Receipt {
             up_to = self.happened.load(Ordering::Relaxed) + 1;
             events.push(Event { number: up_to, kind: "done", data: self.pieces() });
         }
-        Since { events, up_to, is_reading, done }
+        Since { events, up_to, done }
     }
 
     /// Waits for an event after this number. False when the receipt was deleted or has expired.
@@ -208,6 +196,20 @@ impl Receipt {
             happened = newest.wait_for(|newest| *newest > number) => happened.is_ok(),
             () = self.cancel.cancelled() => false,
         }
+    }
+}
+
+impl Reader {
+    /// Takes the partial results that are not parsed yet, each of them once.
+    #[must_use]
+    pub fn take_unread(&self) -> Vec<Unread> {
+        let mut updates = self.receipt().updates.lock();
+        let unread = updates.iter_mut().enumerate().filter(|(_, slot)| !slot.reading).filter_map(|(index, slot)| {
+            let partial = slot.unread.take()?;
+            slot.reading = true;
+            Some(Unread { receipt: self.clone(), index, partial })
+        });
+        unread.collect()
     }
 }
 
@@ -230,9 +232,13 @@ mod tests {
         RawValue::from_string(text.into()).expect("JSON")
     }
 
-    fn events_since(receipt: &Receipt, since: u64) -> Vec<(u64, &'static str, String)> {
+    fn reader(receipt: &Arc<Receipt>) -> Reader {
+        Reader::new(Arc::clone(receipt))
+    }
+
+    fn events_since(receipt: &Arc<Receipt>, since: u64) -> Vec<(u64, &'static str, String)> {
         let text = |event: Event| String::from_utf8(event.data.concat()).expect("UTF-8");
-        receipt.put(receipt.take_unread().into_iter().map(Unread::read).collect());
+        reader(receipt).take_unread().into_iter().for_each(Unread::publish);
         receipt.since(since).events.into_iter().map(|event| (event.number, event.kind, text(event))).collect()
     }
 
@@ -253,19 +259,19 @@ mod tests {
         receipt.partial(2, &partial_result("{\"n\":\n2}"));
         receipt.partial(1, &partial_result("3"));
         receipt.partial(0, &partial_result("{}"));
-        let unread = receipt.since(0);
-        assert!(unread.events.is_empty() && unread.is_reading, "{unread:?}");
-        let late = receipt.take_unread();
+        assert!(receipt.since(0).events.is_empty(), "nothing is parsed yet");
+        let late = reader(&receipt).take_unread();
         receipt.partial(2, &partial_result("{\"n\":\n3}"));
-        receipt.put(late.into_iter().map(Unread::read).collect());
+        assert!(reader(&receipt).take_unread().is_empty(), "an older one of that test is being parsed");
+        late.into_iter().for_each(Unread::publish);
         let partial = |n, text: &str| (n, "partial", text.to_owned());
-        let newest = partial(8, r#"{"type":"b","index":1,"result":{"n":3}}"#);
-        assert_eq!(events_since(&receipt, 0), [partial(6, r#"{"type":"a","index":0,"result":{}}"#), newest]);
-        assert_eq!(events_since(&receipt, 6).len(), 1);
+        let newest = partial(7, r#"{"type":"b","index":1,"result":{"n":3}}"#);
+        assert_eq!(events_since(&receipt, 0), [partial(4, r#"{"type":"a","index":0,"result":{}}"#), newest]);
+        assert_eq!(events_since(&receipt, 4).len(), 1);
         receipts.record(&receipt, 2, raw("{\"m\": 5}"), |_| raw("null"));
         receipt.partial(2, &partial_result("{}"));
-        let test = (9, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
-        assert_eq!(events_since(&receipt, 8), [test]);
+        let test = (8, "test", r#"{"type":"b","index":1,"test":{"m": 5}}"#.to_owned());
+        assert_eq!(events_since(&receipt, 7), [test]);
         receipts.record(&receipt, 0, raw("1"), |_| raw("null"));
         receipts.record(&receipt, 1, raw("1"), |_| raw("null"));
         let all = events_since(&receipt, 3);
@@ -273,7 +279,7 @@ mod tests {
         assert_eq!(kinds, ["test", "test", "test", "done"]);
         assert_eq!(all[3].2.as_bytes(), receipt.pieces().concat());
         assert_eq!(events_since(&receipt, all[2].0).len(), 1, "`done` comes after the events of all tests");
-        assert_eq!([0, 5, 12, 13, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 12, 0, 0]);
+        assert_eq!([0, 5, 11, 12, u64::MAX].map(|last| receipt.resume(last)), [0, 5, 11, 0, 0]);
     }
 
     #[test]

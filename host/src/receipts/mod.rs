@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::model;
 use crate::plan::Plan;
 use events::Update;
-pub use events::{Event, Read, Since, Unread};
+pub use events::{Event, Since, Unread};
 pub use readers::Reader;
 use readers::{Readers, RemovedBytes};
 

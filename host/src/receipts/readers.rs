@@ -54,7 +54,7 @@ impl State {
     }
 }
 
-/// A response that holds a receipt's results.
+/// A response, or a task for responses, that holds a receipt's results.
 pub struct Reader(Arc<Receipt>);
 
 impl Reader {
@@ -72,15 +72,16 @@ impl Reader {
         &self.0
     }
 
-    #[must_use]
-    pub fn shared(&self) -> Arc<Receipt> {
-        Arc::clone(&self.0)
-    }
-
     /// Was the receipt deleted, or has it expired, before its tests were finished?
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
         self.0.cancel.is_cancelled() && self.0.readers.0.lock().removed.is_some()
+    }
+}
+
+impl Clone for Reader {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.0))
     }
 }
 

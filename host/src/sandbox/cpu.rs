@@ -31,6 +31,12 @@ fn thread_time() -> u64 {
 }
 
 impl CpuTime {
+    /// Of the polls that have ended. May be asked anywhere, also while another thread polls.
+    #[must_use]
+    pub fn finished(&self) -> Duration {
+        Duration::from_nanos(self.finished.load(Ordering::Relaxed))
+    }
+
     /// So far. Within a poll it must be asked on the thread that polls.
     #[must_use]
     pub fn used(&self) -> Duration {

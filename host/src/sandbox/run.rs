@@ -169,7 +169,8 @@ impl Plugin {
                 Err(_) => Err(RunError::Deadline(within)),
             },
         };
-        self.history.add(cpu.used());
+        // A guest that was stopped while it computed may still be on its thread.
+        self.history.add(cpu.finished());
         for line in log.text().lines() {
             tracing::debug!(plugin = self.name, line = %line.escape_debug(), "plugin log");
         }

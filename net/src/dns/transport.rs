@@ -79,12 +79,13 @@ async fn connect(server: Permitted, port: u16, received: &Received) -> Result<St
     connected.await.map_err(|error: std::io::Error| AskError::from_io(&error))
 }
 
-async fn secure(tls: &Tls, stream: Stream, name: &str, alpn: &str) -> Result<TlsStream<Stream>, AskError> {
+/// The connection, and how long this host took to verify the certificate.
+async fn secure(tls: &Tls, stream: Stream, name: &str, alpn: &str) -> Result<(TlsStream<Stream>, Duration), AskError> {
     let (config, presented) = tls.client(&[alpn]).map_err(|e| AskError::Insecure(e.to_string()))?;
     let name = ServerName::try_from(name.to_owned()).map_err(|e| AskError::Insecure(e.to_string()))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     match admitted(connected, presented.verify().await, true) {
-        Ok((stream, _)) => Ok(stream),
+        Ok((stream, details)) => Ok((stream, details.verification)),
         Err(Refused::Certificate(reason)) => Err(AskError::Insecure(reason)),
         Err(Refused::Handshake(error)) => Err(AskError::Insecure(format!("TLS handshake failed: {error}"))),
     }
@@ -119,16 +120,17 @@ pub async fn tcp(server: Permitted, port: u16, query: &Query, received: &Receive
 pub async fn tls(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
     let stream = connect(server, port, received).await?;
-    let reply = framed(secure(tls, stream, name, "dot").await?, query).await?;
-    Ok((reply, start.elapsed()))
+    let (stream, verification) = secure(tls, stream, name, "dot").await?;
+    let reply = framed(stream, query).await?;
+    Ok((reply, start.elapsed().saturating_sub(verification)))
 }
 
 pub async fn https(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
-    let stream = secure(tls, connect(server, port, received).await?, name, "h2").await?;
+    let (stream, verification) = secure(tls, connect(server, port, received).await?, name, "h2").await?;
     let port = if port == 443 { String::new() } else { format!(":{port}") };
     let url = format!("https://{}{port}/dns-query", bracketed(name));
-    Ok((over_h2(stream, &url, query).await?, start.elapsed()))
+    Ok((over_h2(stream, &url, query).await?, start.elapsed().saturating_sub(verification)))
 }
 
 /// RFC 8484, section 4.1, over an established connection. h2 handles as many frames as a server sends: they are
@@ -176,7 +178,7 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
 pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
     let connected = crate::tls::quic(tls, server, port, name, "doq", true, &()).await;
-    let (endpoint, connection, _) = connected.map_err(|error| match error {
+    let (endpoint, connection, details) = connected.map_err(|error| match error {
         QuicError::Connect(message) => AskError::Unreachable(message),
         QuicError::Host(error) => AskError::from_io(&error),
         QuicError::Certificate(message) | QuicError::Handshake(message) => AskError::Insecure(message),
@@ -193,7 +195,7 @@ pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Q
     let bytes = exchange.await.map_err(|error: Box<dyn std::error::Error + Send + Sync>| {
         AskError::Malformed(format!("DNS over QUIC: {error}"))
     })?;
-    let elapsed = start.elapsed();
+    let elapsed = start.elapsed().saturating_sub(details.verification);
     drop(counted);
     connection.close(0_u32.into(), b"");
     drop(endpoint);

@@ -142,6 +142,11 @@ impl BodyReader {
         Ok(ControlFlow::Continue(()))
     }
 
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.cut.is_some()
+    }
+
     pub async fn end(self) -> Body {
         let (transferred, cut) = (self.pieces.bytes, self.cut);
         let Some(mut decoder) = self.decoder else {

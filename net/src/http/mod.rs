@@ -411,7 +411,7 @@ async fn receive(
         }
     }
     timeline.response_ended();
-    ended(body, timeline, remote, tls).await
+    ended(body, request, timeline, remote, tls).await
 }
 
 /// Keeps the head, whatever becomes of the body.
@@ -426,10 +426,19 @@ fn begin(head: Head, request: &Request, timeline: &Timeline, pieces: Pieces) -> 
 
 async fn ended(
     body: BodyReader,
+    request: &Request,
     timeline: &Timeline,
     remote: SocketAddr,
     tls: Option<TlsDetails>,
 ) -> Result<Response, StepError> {
+    // Neither h3 nor hyper over HTTP/2 asks whether a stream that ended early has all of it (RFC 9110, section 8.6).
+    if let Some(announced) =
+        timeline.announced_body().filter(|_| request.method != http::Method::HEAD && !body.is_cut())
+        && announced != timeline.body_bytes()
+    {
+        let came = timeline.body_bytes();
+        return Err(receive_error(&format!("the body ended after {came} of {announced} bytes")));
+    }
     // Still within the timeout: what the timeline has must stay there until nothing can fail.
     let body = body.end().await;
     let head = timeline.take_head().ok_or_else(|| StepError(FailureKind::Receive, "no response".into()))?;
@@ -461,7 +470,11 @@ fn hyper_error(error: &hyper::Error, timeline: &Timeline) -> StepError {
     if error.is_incomplete_message() && !timeline.anything_read() {
         return StepError(FailureKind::EmptyReply, "Empty reply from server".into());
     }
-    StepError(FailureKind::Receive, format!("Failure when receiving data from the peer: {cause}"))
+    receive_error(&cause)
+}
+
+fn receive_error(why: &dyn std::fmt::Display) -> StepError {
+    StepError(FailureKind::Receive, format!("Failure when receiving data from the peer: {why}"))
 }
 
 /// The first address that this host has a route to. QUIC's socket does not report that there is none: the connection would

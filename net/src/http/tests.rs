@@ -73,6 +73,17 @@ async fn a_flood_ends_at_a_limit() {
     }
 }
 
+#[tokio::test]
+async fn a_length_that_chunks_override_announces_nothing() {
+    let lag = LagMonitor::open().expect("a timer");
+    let both = server(|mut stream| {
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let _ = stream.write_all(&[head.as_slice(), b"2\r\nok\r\n0\r\n\r\n"].concat());
+    });
+    let response = ask(&lag, both).await.0.map_err(|StepError(_, reason)| reason).expect("a response");
+    assert_eq!(response.body.transferred, 2);
+}
+
 /// Four servers that flood beside one that does not, all on one thread.
 #[test]
 fn what_is_measured_beside_floods_is_right_or_marked() {

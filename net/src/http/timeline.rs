@@ -202,6 +202,18 @@ impl Timeline {
         self.phases.lock().head = Some(head);
     }
 
+    /// Bytes of the body that the head announces, of a status that has a body. `transfer-encoding` overrides the number
+    /// (RFC 9112, section 6.3).
+    #[must_use]
+    pub fn announced_body(&self) -> Option<u64> {
+        let phases = self.phases.lock();
+        let has_length = |head: &&Head| {
+            !matches!(head.status, 204 | 304) && !head.headers.contains_key(http::header::TRANSFER_ENCODING)
+        };
+        let head = phases.head.as_ref().filter(has_length)?;
+        head.headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    }
+
     /// So much more of the body has come.
     pub fn body(&self, bytes: usize) {
         self.body.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -266,7 +278,6 @@ impl Timeline {
         let end = phases.response_end.unwrap_or_else(|| self.start.elapsed());
         let request_end = phases.request_cut.or_else(|| Self::load(&self.request_end));
         let response_start = self.response_start(&phases);
-        let ready = phases.secured.or(phases.connected);
         let mut degraded = false;
         let mut length = |from: Option<Duration>, to: Option<Duration>| {
             let (from, to) = (from.unwrap_or_default(), to?);
@@ -277,7 +288,8 @@ impl Timeline {
             dns: length(None, phases.resolved),
             connect: length(phases.resolved, phases.connected),
             tls: length(phases.connected, phases.secured),
-            send: length(ready, request_end),
+            // Between the handshake and this lies the verification of the certificate, which is this host's work.
+            send: length(phases.request_start, request_end),
             wait: length(request_end, response_start.filter(|_| request_end.is_some())),
             download: length(response_start, phases.response_end),
             total: end,

@@ -82,7 +82,7 @@ pub enum Event<R> {
     },
     /// No answer within the timeout.
     Lost(u32),
-    /// Packets that this host dropped, so that probes may be lost here. The last event.
+    /// Packets that this host has dropped so far, so that probes may be lost here. Before the losses that it may explain.
     Overflow(u32),
 }
 
@@ -96,6 +96,8 @@ pub struct Series<R> {
     waiting: VecDeque<u32>,
     duplicates_left: u32,
     others_left: u32,
+    /// Dropped packets that were reported.
+    overflow: u32,
 }
 
 struct SentProbe {
@@ -122,6 +124,7 @@ impl<R: Send> Series<R> {
             waiting: VecDeque::new(),
             duplicates_left: MAX_EXTRA_EVENTS,
             others_left: MAX_EXTRA_EVENTS,
+            overflow: 0,
         }
     }
 
@@ -160,11 +163,19 @@ impl<R: Send> Series<R> {
                 arrival = channel.arrival() => if let Some(arrival) = arrival {
                     self.process(arrival);
                 },
-                () = sleep_until(expires_at), if oldest.is_some() => self.expire(),
+                () = sleep_until(expires_at), if oldest.is_some() => {
+                    self.report_overflow(channel.overflow());
+                    self.expire();
+                }
             }
         }
-        if channel.overflow() > 0 {
-            self.report(Event::Overflow(channel.overflow()));
+        self.report_overflow(channel.overflow());
+    }
+
+    fn report_overflow(&mut self, packets: u32) {
+        if packets > self.overflow {
+            self.overflow = packets;
+            self.report(Event::Overflow(packets));
         }
     }
 
@@ -268,6 +279,7 @@ mod tests {
         network: mpsc::UnboundedSender<Arrival<()>>,
         behave: Behaviour,
         up_to: u32,
+        dropped: u32,
     }
 
     impl Channel for Script {
@@ -282,7 +294,7 @@ mod tests {
             self.answers.recv().await
         }
         fn overflow(&self) -> u32 {
-            0
+            self.dropped
         }
         fn is_wanted(&self, index: u32) -> bool {
             index < self.up_to
@@ -298,7 +310,7 @@ mod tests {
         let (network, answers) = mpsc::unbounded_channel();
         let (sender, mut receiver) = mpsc::unbounded_channel();
         let rate = Rate::new(NonZeroU32::new(per_second).expect("some"), NonZeroU32::MIN);
-        Series::new(schedule, rate, sender).run(Script { answers, network, behave, up_to }).await;
+        Series::new(schedule, rate, sender).run(Script { answers, network, behave, up_to, dropped: 0 }).await;
         let mut events = vec![];
         while let Some(event) = receiver.recv().await {
             events.push(event);
@@ -336,6 +348,20 @@ mod tests {
     async fn silence_is_loss_and_a_failed_send_is_not() {
         let events = events(2, |index, _| if index == 0 { Err("no route".into()) } else { Ok(()) }).await;
         assert_eq!(events, [Event::SendFailed { index: 0, reason: "no route".into() }, Event::Sent(1), Event::Lost(1)]);
+    }
+
+    #[tokio::test]
+    async fn what_this_host_dropped_is_known_before_the_losses_that_it_may_explain() {
+        let (network, answers) = mpsc::unbounded_channel();
+        let (sender, mut received) = mpsc::unbounded_channel();
+        let schedule = Schedule { count: 2, interval: Duration::ZERO, timeout: Duration::from_millis(1) };
+        let series = Series::new(schedule, Rate::new(NonZeroU32::MIN, NonZeroU32::new(2).expect("some")), sender);
+        series.run(Script { answers, network, behave: |_, _| Ok(()), up_to: 2, dropped: 7 }).await;
+        let mut events = vec![];
+        while let Some(event) = received.recv().await {
+            events.push(event);
+        }
+        assert_eq!(events, [Event::Sent(0), Event::Sent(1), Event::Overflow(7), Event::Lost(0), Event::Lost(1)]);
     }
 
     #[tokio::test]
@@ -385,7 +411,7 @@ mod tests {
             let (sender, mut events) = mpsc::unbounded_channel();
             let schedule = Schedule { count: 1, interval: Duration::ZERO, timeout: Duration::from_millis(1) };
             let series = Series::new(schedule, Rate::new(NonZeroU32::MIN, NonZeroU32::MIN), sender);
-            let mut task = SeriesTask::spawn(series, Script { answers, network, behave, up_to: 1 });
+            let mut task = SeriesTask::spawn(series, Script { answers, network, behave, up_to: 1, dropped: 0 });
             while events.recv().await.is_some() {}
             assert_eq!((task.has_panicked().await, task.has_panicked().await), (panics, false));
         }

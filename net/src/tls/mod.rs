@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -53,6 +54,8 @@ pub struct TlsDetails {
     pub verified: bool,
     pub verify_error: Option<String>,
     pub chain: Vec<Certificate>,
+    /// How long the verification took: time of this host, between the handshake and the first byte after it.
+    pub verification: Duration,
 }
 
 impl Tls {
@@ -140,12 +143,15 @@ impl PresentedCertificates {
     /// Verifies the certificate on a thread for such work. None: the server has shown none.
     pub async fn verify(self) -> Option<TlsDetails> {
         let certificates = self.certificates.lock().take()?;
-        let details = tokio::task::spawn_blocking(move || verify_chain(&self.verifier, &certificates)).await;
-        // It is cut short when this program ends.
-        Some(details.unwrap_or_else(|_| TlsDetails {
-            verify_error: Some("certificate was not verified".into()),
-            ..TlsDetails::default()
-        }))
+        let start = Instant::now();
+        let done = tokio::task::spawn_blocking(move || verify_chain(&self.verifier, &certificates)).await;
+        let details = done.unwrap_or_else(|ended| match ended.try_into_panic() {
+            // A mistake of this program, and none of the server's.
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // This program ends.
+            Err(_) => TlsDetails { verify_error: Some("not verified".into()), ..TlsDetails::default() },
+        });
+        Some(TlsDetails { verification: start.elapsed(), ..details })
     }
 }
 

@@ -130,7 +130,8 @@ impl Template {
         }
     }
 
-    /// Can 8 bytes distinguish probes of one flow without changing what paths are chosen by?
+    /// Can 8 bytes distinguish probes of one flow without changing what paths are chosen by? ICMP and UDP need two bytes of
+    /// payload for it, which UDP always has here.
     #[must_use]
     pub fn keeps_flow_constant(&self) -> bool {
         self.transport == Transport::Tcp || self.payload_size >= 2

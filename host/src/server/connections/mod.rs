@@ -42,7 +42,7 @@ pub struct Limits {
     pub unread: Duration,
     /// Bytes of responses waiting to be written on one connection; further requests on it wait.
     pub unwritten_each: usize,
-    /// The same on all connections, without what responses share. Each connection may have one response beyond it.
+    /// The same on all connections, without what responses share. Requests that began before may pass it.
     pub unwritten: usize,
 }
 

@@ -12,6 +12,7 @@ use super::body::BodyReader;
 use super::timeline::Timeline;
 use super::{
     FailureKind, Head, Request, Response, StepError, Version, absolute, alongside, begin, ended, h3_target, message,
+    receive_error,
 };
 use crate::limits::{Exceeded, HEADER_BYTES, PIECES_OF_HTTP_3, Pieces};
 use crate::policy::Permitted;
@@ -39,7 +40,7 @@ pub async fn exchange(
     let turns = Turns::new(timeline);
     let done = turns.drive(over(h3_quinn::Connection::new(connection), &turns, request, timeline)).await;
     endpoint.close(0_u32.into(), b"");
-    ended(done?, timeline, remote, Some(details)).await
+    ended(done?, request, timeline, remote, Some(details)).await
 }
 
 /// The request and its response, over an established connection.
@@ -54,7 +55,7 @@ async fn over(
         .max_field_section_size(HEADER_BYTES as u64)
         .build::<_, _, bytes::Bytes>(turns.of(connection))
         .await
-        .map_err(|error: ConnectionError| receive(&error))?;
+        .map_err(|error: ConnectionError| receive_error(&error))?;
     let (head, ()) = message(request, absolute(&request.url)?, http::Version::HTTP_3).map(|_| ()).into_parts();
     let work = async {
         timeline.request_started();
@@ -111,10 +112,6 @@ fn stream_error(error: &StreamError, timeline: &Timeline) -> StepError {
     match (timeline.exceeded(), error) {
         (Some(exceeded), _) => exceeded.into(),
         (None, StreamError::HeaderTooBig { .. }) => Exceeded::Headers.into(),
-        (None, other) => receive(other),
+        (None, other) => receive_error(other),
     }
-}
-
-fn receive(error: &dyn std::fmt::Display) -> StepError {
-    StepError(FailureKind::Receive, format!("Failure when receiving data from the peer: {error}"))
 }
