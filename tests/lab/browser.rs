@@ -252,6 +252,12 @@ fn what_killed_servers_have_left_the_next_one_removes(lab: &Lab) {
     drop(next);
 }
 
+/// The nice value of a process; None when it has ended.
+fn nice(pid: &str) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()
+}
+
 fn four_at_once_and_no_more_than_there_are_ports(lab: &Lab) {
     let first = ports();
     let range = first.split_once('-').map(|(first, _)| first.parse::<u16>().expect("a port")).expect("a range");
@@ -259,10 +265,15 @@ fn four_at_once_and_no_more_than_there_are_ports(lab: &Lab) {
     let tests: Vec<Value> = (0..4)
         .map(|n| json!({"id": n, "url": format!("http://www.lab.test/page/index.html?{n}"), "driver": DRIVERS[n % 2]}))
         .collect();
+    let own = nice(&server.pid().to_string());
     let (results, most) = std::thread::scope(|scope| {
         let run = scope.spawn(|| server.run(&json!({"browser_request": tests})));
         let mut most = 0;
         while !run.is_finished() {
+            // Also when the plugin has computed meanwhile, whose threads have a low priority.
+            for (pid, line) in tree(&server).into_iter().filter(|(_, line)| line.contains(" supervise ")) {
+                assert!(nice(&pid).is_none_or(|nice| Some(nice) == own), "{line} has a lower priority");
+            }
             let browsers = server.get("/api/v1.0/status").body["browsers"].as_array().map_or(0, Vec::len);
             most = most.max(browsers);
             std::thread::sleep(Duration::from_millis(50));

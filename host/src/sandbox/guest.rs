@@ -7,14 +7,14 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::budget::{self, Budget};
 use super::log::Log;
-use super::migrate::Computes;
+use super::migrate::Placement;
 
 pub struct Guest {
     pub budget: Budget,
     pub table: ResourceTable,
     /// Standard output and standard error.
     pub log: Log,
-    pub computes: Computes,
+    pub placement: Placement,
     wasi: WasiCtx,
 }
 
@@ -28,7 +28,7 @@ impl Default for Guest {
         wasi.allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false).max_random_size(4096);
         let mut table = ResourceTable::new();
         table.set_max_capacity(budget::HOST_HANDLES);
-        Self { budget: Budget::default(), table, log, computes: Computes::default(), wasi: wasi.build() }
+        Self { budget: Budget::default(), table, log, placement: Placement::default(), wasi: wasi.build() }
     }
 }
 
@@ -69,7 +69,7 @@ pub fn store<T: HasGuest>(engine: &Engine, state: T) -> Store<T> {
         if guest.budget.cpu.used() < budget::BRIEF {
             return Ok(UpdateDeadline::Continue(1));
         }
-        guest.computes.set();
+        guest.placement.set_computed();
         Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
     });
     store

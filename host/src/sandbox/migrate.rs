@@ -13,20 +13,52 @@ use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Runs that begin on the guests' threads after one that had to move there. Those that are under way move before they go
-/// on: a plugin holds an I/O thread until the epoch clock ticks, and not again for a hundred runs.
+/// on, or when the network work within them has ended: a plugin holds an I/O thread until the epoch clock ticks, and not again for a hundred runs.
 const PENALTY: u32 = 100;
 
-/// Whether a run has computed until the epoch clock ticked.
+/// What decides whether one run moves.
 #[derive(Debug, Default, Clone)]
-pub struct Computes(Arc<AtomicBool>);
+pub struct Placement(Arc<Reasons>);
 
-impl Computes {
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+#[derive(Debug, Default)]
+struct Reasons {
+    /// It has computed until the epoch clock ticked.
+    computed: AtomicBool,
+    /// Network work is done within it. On the guests' threads, which have a low priority, that work would be late, and what
+    /// it starts (tasks, browsers) would have that priority too.
+    on_network: AtomicBool,
+    /// It stays for its network work only.
+    due: AtomicBool,
+}
+
+/// Network work has ended, or was dropped.
+struct NetworkWork<'a>(&'a Reasons);
+
+impl Drop for NetworkWork<'_> {
+    fn drop(&mut self) {
+        self.0.on_network.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Placement {
+    pub fn set_computed(&self) {
+        self.0.computed.store(true, Ordering::Relaxed);
     }
 
-    fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// Does network work within the run, which does not move until it has ended.
+    pub async fn stay_for<F: Future>(&self, work: F) -> F::Output {
+        self.0.on_network.store(true, Ordering::Relaxed);
+        let working = NetworkWork(&self.0);
+        let output = work.await;
+        drop(working);
+        if self.0.due.load(Ordering::Relaxed) {
+            tokio::task::yield_now().await;
+        }
+        output
+    }
+
+    fn may_move(&self) -> bool {
+        !self.0.on_network.load(Ordering::Relaxed)
     }
 }
 
@@ -62,7 +94,7 @@ impl RunHistory {
     ///
     /// # Errors
     /// When the run panics on `guests`, or that runtime ends.
-    pub async fn run<F>(&self, run: F, computes: &Computes, guests: &Handle) -> Result<F::Output, JoinError>
+    pub async fn run<F>(&self, run: F, placement: &Placement, guests: &Handle) -> Result<F::Output, JoinError>
     where
         F: Future + Send + 'static,
         F::Output: Send,
@@ -71,11 +103,14 @@ impl RunHistory {
         if !self.computes() {
             let ended = poll_fn(|context| {
                 if self.penalty.load(Ordering::Relaxed) > 0 {
-                    return Poll::Ready(None);
+                    if placement.may_move() {
+                        return Poll::Ready(None);
+                    }
+                    placement.0.due.store(true, Ordering::Relaxed);
                 }
                 match run.as_mut().poll(context) {
                     Poll::Ready(output) => Poll::Ready(Some(output)),
-                    Poll::Pending if computes.is_set() => {
+                    Poll::Pending if placement.0.computed.load(Ordering::Relaxed) && placement.may_move() => {
                         self.penalty.store(PENALTY, Ordering::Relaxed);
                         Poll::Ready(None)
                     }
@@ -110,20 +145,20 @@ mod tests {
         let run = |computing: bool| {
             let (history, guests) = (Arc::clone(&history), guests.handle().clone());
             let task = io.spawn(async move {
-                let computes = Computes::default();
-                let ticks = computes.clone();
+                let placement = Placement::default();
+                let ticks = placement.clone();
                 let run = async move {
                     let mut places = vec![here()];
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     places.push(here());
                     if computing {
-                        ticks.set();
+                        ticks.set_computed();
                     }
                     tokio::task::yield_now().await;
                     places.push(here());
                     places
                 };
-                history.run(run, &computes, &guests).await.expect("no panic")
+                history.run(run, &placement, &guests).await.expect("no panic")
             });
             io.block_on(task).expect("no panic")
         };
@@ -140,10 +175,27 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 here()
             };
-            waiting.run(run, &Computes::default(), &guest).await.expect("no panic")
+            waiting.run(run, &Placement::default(), &guest).await.expect("no panic")
+        });
+        // Unless it waits in network work, which ends where it began.
+        let (history, guest) = (Arc::clone(&history), guests.handle().clone());
+        let on_network = io.spawn(async move {
+            let placement = Placement::default();
+            let stays = placement.clone();
+            let run = async move {
+                let network = async {
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    [here(), tokio::spawn(async { here() }).await.expect("no panic")]
+                };
+                let network = stays.stay_for(network).await;
+                (network, here())
+            };
+            history.run(run, &placement, &guest).await.expect("no panic")
         });
         assert_eq!(run(true), ["io", "io", "guest"]);
         assert_eq!(io.block_on(waiting).expect("no panic"), "guest");
+        let expected = (["io", "io"].map(ToOwned::to_owned), "guest".to_owned());
+        assert_eq!(io.block_on(on_network).expect("no panic"), expected);
         io.shutdown_background();
         guests.shutdown_background();
     }

@@ -151,14 +151,14 @@ impl Plugin {
         let deadline = tokio::time::Instant::from_std(Instant::now() + within);
         let mut state = RunState::new(Arc::clone(services), partial);
         let guest = state.guest();
-        let (cpu, log, computes) = (Arc::clone(&guest.budget.cpu), guest.log.clone(), guest.computes.clone());
+        let (cpu, log, placement) = (Arc::clone(&guest.budget.cpu), guest.log.clone(), guest.placement.clone());
         let mut sandbox = Sandbox { store: guest::store(&self.engine, state), _permit: permit };
         let (pre, options) = (self.pre.clone(), options.to_owned());
         let called = Arc::clone(&cpu).of(async move {
             let plugin = pre.instantiate_async(&mut sandbox.store).await?;
             plugin.scouter_probe_test().call_run(&mut sandbox.store, &options).await
         });
-        let called = self.history.run(called, &computes, &services.guests);
+        let called = self.history.run(called, &placement, &services.guests);
         let called = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(RunError::Cancelled),

@@ -260,7 +260,9 @@ impl Targets {
                 attached.await;
             }
         };
-        tokio::time::timeout(PROMPT, wait).await.map_err(|_| CommandError::Timeout(PROMPT))
+        tokio::time::timeout(PROMPT, wait)
+            .await
+            .map_err(|_| CommandError::Timeout { method: "Target.setAutoAttach", within: PROMPT })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -29,8 +29,8 @@ pub enum CommandError {
     Refused(ErrorResponse),
     #[error("the browser is gone")]
     Gone,
-    #[error("the browser did not answer within {} s", .0.as_secs_f64())]
-    Timeout(Duration),
+    #[error("the browser did not answer {method} within {} s", .within.as_secs_f64())]
+    Timeout { method: &'static str, within: Duration },
     #[error("the browser's answer is not the one that its protocol has")]
     Invalid,
 }
@@ -138,11 +138,14 @@ impl Connection {
     where
         T: DeserializeOwned + Send + 'static,
     {
-        match tokio::time::timeout(within, self.send(command).await).await {
+        let (method, asked) = (command.method, Instant::now());
+        let answer = tokio::time::timeout(within, self.send(command).await).await;
+        tracing::trace!(method, took = ?asked.elapsed(), "command to a browser");
+        match answer {
             Ok(Ok(Ok(result))) => parsed(result).await,
             Ok(Ok(Err(error))) => Err(error),
             Ok(Err(_)) => Err(CommandError::Gone),
-            Err(_) => Err(CommandError::Timeout(within)),
+            Err(_) => Err(CommandError::Timeout { method, within }),
         }
     }
 
@@ -250,8 +253,6 @@ impl<R: FnMut(Notice<'_>) -> Vec<Command> + Send + 'static> Reader<R> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
 
     /// One thread does all I/O; what a page logs must not stop it.

@@ -34,6 +34,7 @@ use scouter_net::policy::{Denied, Names, Permitted, Policy};
 use super::budget::{Exceeded, LimitHit, Use};
 use super::cpu::CpuTime;
 use super::guest::{Guest, HasGuest};
+use super::migrate::Placement;
 use super::progress::Progress;
 use crate::services::Services;
 use weight::Weigh;
@@ -91,14 +92,15 @@ impl From<tokio::task::JoinError> for EngineError {
 }
 
 /// Does network work on the I/O runtime and waits for it; dropping the future stops the work. A run that is there
-/// already does it in place, and is not charged for its CPU time.
-async fn on_io<T, F>(io: &Handle, guest: &CpuTime, work: F) -> Result<T, EngineError>
+/// already does it in place, does not move meanwhile, and is not charged for its CPU time.
+async fn on_io<T, F>(io: &Handle, guest: &CpuTime, placement: &Placement, work: F) -> Result<T, EngineError>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
     if Handle::try_current().is_ok_and(|here| here.id() == io.id()) {
-        return guest.except(AssertUnwindSafe(work).catch_unwind()).await.map_err(|_| EngineError::Panicked);
+        let work = guest.except(AssertUnwindSafe(work).catch_unwind());
+        return placement.stay_for(work).await.map_err(|_| EngineError::Panicked);
     }
     Ok(AbortOnDropHandle::new(io.spawn(work)).await?)
 }
@@ -114,7 +116,9 @@ impl RunState {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        on_io(&self.services.io, &self.guest.budget.cpu, work).await.map_err(wasmtime::Error::new)
+        on_io(&self.services.io, &self.guest.budget.cpu, &self.guest.placement, work)
+            .await
+            .map_err(wasmtime::Error::new)
     }
 
     /// Asks the policy about an address that the guest names.
@@ -214,9 +218,10 @@ mod tests {
     async fn a_panic_of_an_engine_is_an_error_of_the_engine() {
         let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
         for io in [Handle::current(), other.handle().clone()] {
-            let cpu = CpuTime::default();
-            assert_eq!(on_io(&io, &cpu, async { 1 }).await, Ok(1));
-            let panicked: Result<(), _> = on_io(&io, &cpu, async { panic!("a mistake of an engine") }).await;
+            let (cpu, placement) = (CpuTime::default(), Placement::default());
+            assert_eq!(on_io(&io, &cpu, &placement, async { 1 }).await, Ok(1));
+            let panicked: Result<(), _> =
+                on_io(&io, &cpu, &placement, async { panic!("a mistake of an engine") }).await;
             assert_eq!(panicked, Err(EngineError::Panicked));
         }
         other.shutdown_background();
