@@ -82,11 +82,13 @@ fn pages_know_nothing_of_each_other(lab: &Lab) {
     let of_pages = heads.iter().filter(|head| head.starts_with("GET /set ") || head.starts_with("GET /see "));
     assert!(!of_pages.clone().any(|head| head.to_lowercase().contains("cookie:")), "{heads:?}");
     assert_eq!(site.paths().iter().filter(|path| *path == "/set").count(), 4, "nothing comes from a cache");
-    let loads = || {
-        let status = server.get("/api/v1.0/status").body;
-        status["browsers"].as_array().expect("browsers").iter().map(|b| b["loads"].clone()).collect::<Vec<_>>()
-    };
-    assert_eq!(loads(), [json!(4), json!(4)], "one warm browser of each kind did it");
+    // On a busy machine another one may have been started while the first was made ready.
+    let status = server.get("/api/v1.0/status").body;
+    for driver in DRIVERS {
+        let own = status["browsers"].as_array().expect("browsers").iter().filter(|b| b["driver"] == *driver);
+        let loads: Vec<u64> = own.filter_map(|browser| browser["loads"].as_u64()).collect();
+        assert!(loads.iter().sum::<u64>() == 4 && loads.iter().any(|loads| *loads > 1), "a warm one did it: {status}");
+    }
 }
 
 /// Which process of a running browser is meant.
@@ -237,11 +239,12 @@ fn what_outlives_a_killed_supervisor_is_ended_and_removed(lab: &Lab) {
 
 fn what_killed_servers_have_left_the_next_one_removes(lab: &Lab) {
     let (mut first, folder, supervisor) = with_writer(lab, "left");
-    // Neither has time for the other's end.
-    kill("-STOP", &supervisor);
+    // Neither has time for the other's end. Not the other way round: the kernel wakes a stopped process whose parent dies.
+    first.signal(nix::sys::signal::SIGSTOP);
+    until("the server has stopped", || state(&first.pid().to_string()) == Some('T'));
+    kill("-9", &supervisor);
     first.signal(nix::sys::signal::SIGKILL);
     first.wait();
-    kill("-9", &supervisor);
     assert!(living_in(&folder) > 0 && folder.exists());
     let long_ago = SystemTime::now() - Duration::from_mins(5);
     std::fs::File::open(&folder).expect("opened").set_modified(long_ago).expect("set");
@@ -252,10 +255,19 @@ fn what_killed_servers_have_left_the_next_one_removes(lab: &Lab) {
     drop(next);
 }
 
-/// The nice value of a process; None when it has ended.
-fn nice(pid: &str) -> Option<i32> {
+/// A field of a process's status (proc(5)), from the third one on; None when it has ended.
+fn status_field(pid: &str, number: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number - 3).map(ToOwned::to_owned)
+}
+
+fn state(pid: &str) -> Option<char> {
+    status_field(pid, 3)?.chars().next()
+}
+
+/// The nice value.
+fn nice(pid: &str) -> Option<i32> {
+    status_field(pid, 19)?.parse().ok()
 }
 
 fn four_at_once_and_no_more_than_there_are_ports(lab: &Lab) {

@@ -107,7 +107,8 @@ impl RunState {
         // What a connection sends is paced by TCP: this paces how often pages are begun.
         self.pace(PACKET_BURST.get()).await;
         let services = self.services.clone();
-        let loaded = self.on_io(async move { services.net.browsers.load(&request).await }).await?;
+        let load = Box::pin(async move { services.net.browsers.load(&request).await });
+        let loaded = self.on_io(load).await?;
         let received = match &loaded {
             Ok(engine::Page { received, .. }) | Err(EngineError::Crashed { received, .. }) => *received,
             Err(EngineError::Unavailable(_)) => 0,
