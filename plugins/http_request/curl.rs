@@ -1,5 +1,6 @@
 //! Failures and times in the terms of curl, which the first version of the API used.
 
+use scouter_sdk::bindings::scouter::probe::net;
 use scouter_sdk::prelude::*;
 
 /// Code of a redirect loop (libcurl-errors(3)).
@@ -34,12 +35,14 @@ pub struct Times {
 
 impl Times {
     /// The times of one request. HTTP/3 has one handshake for connection and TLS, and curl gives both the same time.
-    pub fn of(timings: &http::Timings, is_tls: bool) -> Self {
+    pub fn of(timings: &http::Timings, attempts: &[net::ConnectionAttempt], is_tls: bool) -> Self {
         let mut times = Self { total: timings.total, ..Self::default() };
         let mut elapsed = timings.dns.unwrap_or(0);
         times.namelookup = elapsed;
         if let Some(connect) = timings.connect {
-            elapsed += connect;
+            // Attempts with other addresses may have been waited for before the one that succeeded.
+            let succeeded = attempts.iter().find(|attempt| attempt.error.is_none());
+            elapsed = succeeded.map_or(elapsed + connect, |attempt| attempt.started + attempt.elapsed);
             times.connect = elapsed;
         }
         if let Some(tls) = timings.tls {
@@ -92,7 +95,7 @@ mod tests {
 
     #[test]
     fn times_are_cumulative() {
-        let times = Times::of(&samples::timings(), true);
+        let times = Times::of(&samples::timings(), &[], true);
         let expected = Times { namelookup: 10, connect: 30, appconnect: 60, starttransfer: 110, total: 200 };
         assert_eq!(times, expected);
         let mut sum = times;
@@ -102,13 +105,27 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_for_another_address_is_part_of_what_curl_counts() {
+        let attempt = |started, elapsed, error: Option<&str>| net::ConnectionAttempt {
+            address: "192.0.2.1".into(),
+            started,
+            elapsed,
+            error: error.map(Into::into),
+        };
+        let attempts = [attempt(11, 30, Some("refused")), attempt(41, 20, None)];
+        let times = Times::of(&samples::timings(), &attempts, true);
+        assert_eq!((times.namelookup, times.connect, times.appconnect, times.starttransfer), (10, 61, 91, 141));
+    }
+
+    #[test]
     fn phases_that_did_not_happen_are_zero() {
         let refused = http::Timings { connect: None, tls: None, send: None, wait: None, ..samples::timings() };
-        assert_eq!(Times::of(&refused, false), Times { namelookup: 10, total: 200, ..Times::default() });
+        assert_eq!(Times::of(&refused, &[], false), Times { namelookup: 10, total: 200, ..Times::default() });
         let plain = http::Timings { dns: None, tls: None, ..samples::timings() };
         let expected = Times { connect: 20, starttransfer: 70, total: 200, ..Times::default() };
-        assert_eq!(Times::of(&plain, false), expected);
+        assert_eq!(Times::of(&plain, &[], false), expected);
         let http3 = http::Timings { tls: None, ..samples::timings() };
-        assert_eq!((Times::of(&http3, true).connect, Times::of(&http3, true).appconnect), (30, 30));
+        let http3 = Times::of(&http3, &[], true);
+        assert_eq!((http3.connect, http3.appconnect), (30, 30));
     }
 }

@@ -5,6 +5,8 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use scouter_sdk::attempts::ConnectionAttempt;
+use scouter_sdk::bindings::scouter::probe::net;
 use scouter_sdk::headers::joined;
 use scouter_sdk::options::add_comment;
 use scouter_sdk::prelude::*;
@@ -46,6 +48,8 @@ pub struct HttpResult {
     url_effective: String,
     /// Address of the server of the last request; the one that was tried last when connecting failed.
     remote_ip: Option<String>,
+    /// Attempts to connect of the last request, in the order in which they began.
+    attempts: Vec<ConnectionAttempt>,
     /// Phases of the last request.
     timings: Timings,
     /// `host_scheduling_delay` when this host's own load may have lengthened a phase, by up to `host_delay`.
@@ -71,7 +75,8 @@ enum Phase {
     Download,
 }
 
-/// Durations of the phases in milliseconds; null for a phase that did not happen or did not end.
+/// Durations of the phases in milliseconds; null for a phase that did not happen or did not end. `connect` is the handshake of
+/// the connection that was used, without attempts with other addresses before it.
 #[derive(Clone, Default, Serialize, JsonSchema)]
 struct Timings {
     dns: Option<f64>,
@@ -91,6 +96,7 @@ struct Redirect {
     status: u16,
     location: Option<String>,
     remote_ip: String,
+    attempts: Vec<ConnectionAttempt>,
     timings: Timings,
 }
 
@@ -134,7 +140,7 @@ impl HttpResult {
     ) -> Self {
         let mut times = Times::default();
         for exchange in exchanges {
-            times.add(&Times::of(exchange.timings(), exchange.is_secured()));
+            times.add(&Times::of(exchange.timings(), exchange.attempts(), exchange.is_secured()));
         }
         let (last, redirected) = match exchanges.split_last() {
             Some((last, redirected)) => (Some(last), redirected),
@@ -173,6 +179,7 @@ impl HttpResult {
             time_total: seconds_text(times.total),
             url_effective: last.map(|exchange| exchange.url().to_owned()).unwrap_or_default(),
             remote_ip: last.and_then(Exchange::remote_address),
+            attempts: last.map(Exchange::attempts).unwrap_or_default().iter().map(Into::into).collect(),
             timings: last.map(|exchange| exchange.timings().into()).unwrap_or_default(),
             degraded: exchanges.iter().find_map(|exchange| exchange.timings().degraded.clone()),
             redirects: redirected.iter().filter_map(Redirect::of).collect(),
@@ -263,6 +270,13 @@ impl Exchange {
         }
     }
 
+    fn attempts(&self) -> &[net::ConnectionAttempt] {
+        match &self.outcome {
+            Ok(response) => &response.attempts,
+            Err(failure) => &failure.attempts,
+        }
+    }
+
     fn tls(&self) -> Option<&http::TlsDetails> {
         match &self.outcome {
             Ok(response) => response.tls.as_ref(),
@@ -293,6 +307,7 @@ impl Redirect {
             status: response.status,
             location: response.redirect.as_ref().map(|redirect| url::without_password(&redirect.url)),
             remote_ip: response.remote_address.clone(),
+            attempts: response.attempts.iter().map(Into::into).collect(),
             timings: (&response.timings).into(),
         })
     }
@@ -361,6 +376,7 @@ pub mod samples {
             reason: "connection refused".into(),
             phase: Some(http::Phase::Connect),
             remote_address: None,
+            attempts: vec![],
             timings: timings(),
             tls: None,
             head: None,
@@ -379,6 +395,7 @@ pub mod samples {
             redirect: None,
             remote_address: "192.0.2.1".into(),
             remote_port: 80,
+            attempts: vec![],
             timings: timings(),
             tls: None,
             header_bytes: 100,

@@ -55,6 +55,7 @@
 //! The logic of a plugin runs natively under `cargo test`; its imports do not, they panic there. The module `testing`
 //! (feature `testing`) checks options and results against the plugin's own schemas, as the host does.
 
+pub mod attempts;
 mod glue;
 pub mod headers;
 pub mod nameserver;

@@ -329,7 +329,8 @@ fn names_are_looked_up_as_resolv_conf_and_hosts_say(lab: &Lab) {
         ("alias.lab.test.", "4", Some("10.77.0.2")),
         ("only-here", "4", Some("10.77.0.3")),
         ("only-here", "6", Some("fd77::3")),
-        ("ONLY-HERE", "any", Some("fd77::3")),
+        // A unique local address comes after an IPv4 one (RFC 6724, section 2.1).
+        ("ONLY-HERE", "any", Some("10.77.0.3")),
         ("v4.lab.test", "4", Some("10.77.0.4")),
         ("h3.", "4", None),
         ("nothing", "4", None),

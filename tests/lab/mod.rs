@@ -1,5 +1,6 @@
 //! Real servers in network namespaces; the same questions put to ping, dig and curl.
 
+mod addresses;
 mod attacks;
 mod browser;
 mod dns;
@@ -35,6 +36,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(ping::trials(lab));
     all.extend(dns::trials(lab));
     all.extend(http::trials(lab));
+    all.extend(addresses::trials(lab));
     all.extend(http_failures::trials(lab));
     all.extend(path::trials(lab));
     all.extend(dns_opt::trials(lab));

@@ -1,5 +1,6 @@
-//! TCP connections to permitted addresses: Happy Eyeballs (RFC 8305).
+//! Connections to permitted addresses: Happy Eyeballs (RFC 8305), for any transport.
 
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -7,26 +8,37 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
+use super::Resolved;
+use super::attempts::Attempts;
 use crate::os_error::description;
+use crate::packet::route::has_route;
 use crate::policy::{Denied, Names, Permitted, Policy};
 
 /// Connection Attempt Delay: from one attempt to the next, while none has succeeded (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
+/// Why there is nothing to connect to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
     #[error(transparent)]
     Denied(#[from] Denied),
-    #[error("Failed to connect to {address}: {}", description(error))]
-    Failed { address: SocketAddr, error: std::io::Error },
+    /// A packet that never left must not read as the target's silence.
+    #[error("This host has no route to the target.")]
+    NoRoute,
+}
+
+/// The addresses to connect to, in this order: those that may be reached and that this host has a route to.
+///
+/// # Errors
+/// See [`PlanError`]. A name none of whose addresses may be reached is denied.
+pub fn plan(policy: &Policy, found: &Resolved) -> Result<Vec<Permitted>, PlanError> {
+    let open = vet(policy, &found.addresses, Some(&found.names))?;
+    let routed: Vec<_> = open.into_iter().filter(|permitted| has_route(*permitted)).collect();
+    if routed.is_empty() { Err(PlanError::NoRoute) } else { Ok(routed) }
 }
 
 /// The addresses that may be reached, IPv6 and IPv4 in turn (RFC 8305, section 4), beginning with the family of the first.
-/// A name none of whose addresses is open is refused.
-///
-/// # Errors
-/// The first denial, when no address is left.
-pub fn vet(policy: &Policy, addresses: &[IpAddr], names: Option<&Names>) -> Result<Vec<Permitted>, Denied> {
+fn vet(policy: &Policy, addresses: &[IpAddr], names: Option<&Names>) -> Result<Vec<Permitted>, Denied> {
     let mut refused = None;
     let (mut v6, mut v4) = (vec![], vec![]);
     for address in addresses {
@@ -56,59 +68,82 @@ pub fn vet(policy: &Policy, addresses: &[IpAddr], names: Option<&Names>) -> Resu
     }
 }
 
-/// Connects to the address that answers first. The caller sets the timeout, and is told of each address when it is tried.
+/// Makes the connection that is there first: the next attempt begins when one fails, and while none ends, after 250 ms.
+/// Connections that come too late are dropped. The caller bounds the time.
 ///
 /// # Errors
-/// The last failure, when every address failed.
-pub async fn dial(
+/// The failure of the last attempt that ended. None: there was no address.
+pub async fn race<T, E, F>(
     addresses: &[Permitted],
     port: u16,
-    tries: impl Fn(SocketAddr),
-) -> Result<(TcpStream, SocketAddr), DialError> {
-    let mut waiting = addresses.iter().map(|permitted| permitted.socket_address(port));
-    let mut attempts = FuturesUnordered::new();
+    attempts: &Attempts,
+    connect: impl Fn(Permitted) -> F,
+) -> Result<(T, SocketAddr), Option<(E, SocketAddr)>>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Display,
+{
+    let mut waiting = addresses.iter().copied();
+    let mut running = FuturesUnordered::new();
     let mut last = None;
-    let connect = |address: SocketAddr| {
-        tries(address);
-        async move {
-            let stream = TcpStream::connect(address).await;
-            (address, stream)
-        }
+    let attempt = |permitted: Permitted| {
+        let address = permitted.socket_address(port);
+        let number = attempts.begin(address);
+        let connecting = connect(permitted);
+        async move { (number, address, connecting.await) }
     };
     loop {
-        let more = waiting.len() > 0;
-        if attempts.is_empty() {
+        if running.is_empty() {
             match waiting.next() {
-                Some(address) => attempts.push(connect(address)),
-                None => break,
+                Some(permitted) => running.push(attempt(permitted)),
+                None => return Err(last),
             }
         }
+        let more = waiting.len() > 0;
         tokio::select! {
-            Some((address, attempt)) = attempts.next() => match attempt {
-                Ok(stream) => {
-                    // Small writes leave immediately: a delayed one would be measured as the target's time.
-                    if let Err(error) = stream.set_nodelay(true) {
-                        return Err(DialError::Failed { address, error });
-                    }
-                    return Ok((stream, address));
+            Some((number, address, ended)) = running.next() => match ended {
+                Ok(connection) => {
+                    attempts.succeed(number);
+                    return Ok((connection, address));
                 }
                 Err(error) => {
-                    last = Some(DialError::Failed { address, error });
-                    attempts.extend(waiting.next().map(connect));
+                    attempts.fail(number, error.to_string());
+                    last = Some((error, address));
+                    running.extend(waiting.next().map(attempt));
                 }
             },
-            () = tokio::time::sleep(ATTEMPT_DELAY), if more => attempts.extend(waiting.next().map(connect)),
+            () = tokio::time::sleep(ATTEMPT_DELAY), if more => running.extend(waiting.next().map(attempt)),
         }
     }
-    Err(last.unwrap_or_else(|| DialError::Failed {
-        address: SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port),
-        error: std::io::Error::other("no address to connect to"),
-    }))
+}
+
+/// No TCP connection.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", description(.0))]
+pub struct TcpError(pub std::io::Error);
+
+/// A TCP connection to the address that answers first.
+///
+/// # Errors
+/// As [`race`].
+pub async fn tcp(
+    addresses: &[Permitted],
+    port: u16,
+    attempts: &Attempts,
+) -> Result<(TcpStream, SocketAddr), Option<(TcpError, SocketAddr)>> {
+    let connect = |permitted: Permitted| async move {
+        let stream = TcpStream::connect(permitted.socket_address(port)).await.map_err(TcpError)?;
+        // Small writes leave immediately: a delayed one would be measured as the target's time.
+        stream.set_nodelay(true).map_err(TcpError)?;
+        Ok(stream)
+    };
+    race(addresses, port, attempts, connect).await
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Instant;
 
     use super::*;
 
@@ -129,17 +164,50 @@ mod tests {
         assert_eq!(denied.to_string(), "Target 'x.example (127.0.0.1)' is not allowed: it is a loopback address.");
     }
 
+    fn open(addresses: &[&str]) -> Vec<Permitted> {
+        let policy = Policy::new(vec!["any".parse().expect("rule")], vec![], Arc::default());
+        let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().expect("address")).collect();
+        vet(&policy, &addresses, None).expect("open")
+    }
+
     #[tokio::test]
     async fn the_second_address_is_tried_when_the_first_refuses() {
         let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.expect("listen");
         let port = listener.local_addr().expect("address").port();
-        let policy = Policy::new(vec!["any".parse().expect("rule")], vec![], Arc::default());
-        let addresses =
-            vet(&policy, &["127.0.0.1".parse().expect("a"), "127.0.0.2".parse().expect("a")], None).expect("open");
-        let tried = std::cell::RefCell::new(vec![]);
-        let record = |address: SocketAddr| tried.borrow_mut().push(address.ip().to_string());
-        let (_, address) = dial(&addresses, port, record).await.expect("connected");
+        let attempts = Attempts::since(Instant::now());
+        let (_, address) = tcp(&open(&["127.0.0.1", "127.0.0.2"]), port, &attempts).await.expect("connected");
         assert_eq!(address.ip().to_string(), "127.0.0.2");
-        assert_eq!(tried.into_inner(), ["127.0.0.1", "127.0.0.2"]);
+        let list = attempts.list();
+        let errors: Vec<_> = list.iter().map(|attempt| attempt.error.as_deref()).collect();
+        assert_eq!(errors, [Some("Connection refused"), None], "{list:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_silent_has_250_ms_before_the_next_begins() {
+        let attempts = Attempts::since(Instant::now());
+        let started = tokio::time::Instant::now();
+        let connect = |permitted: Permitted| async move {
+            let delay = match permitted.address().to_string().as_str() {
+                "192.0.2.1" => 600,
+                "192.0.2.2" => 400,
+                _ => 10_000,
+            };
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            Ok::<_, &str>(permitted.address())
+        };
+        let (first, _) =
+            race(&open(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]), 80, &attempts, connect).await.expect("one");
+        assert_eq!((first.to_string().as_str(), started.elapsed().as_millis()), ("192.0.2.1", 600));
+        assert_eq!(attempts.list().len(), 3, "at 0, 250 and 500 ms");
+    }
+
+    #[tokio::test]
+    async fn the_last_failure_is_that_of_all() {
+        let attempts = Attempts::since(Instant::now());
+        let fail = |permitted: Permitted| async move { Err::<(), _>(permitted.address().to_string()) };
+        let failed = race(&open(&["192.0.2.1", "192.0.2.2"]), 80, &attempts, fail).await.expect_err("no connection");
+        assert_eq!(failed.map(|(error, _)| error).as_deref(), Some("192.0.2.2"));
+        let none = race(&[], 80, &attempts, fail).await.expect_err("no address");
+        assert_eq!((none, attempts.list().len()), (None, 2));
     }
 }

@@ -22,7 +22,8 @@ use crate::metered::{Metered, Received};
 use crate::packet::socket::{self, Timestamp};
 use crate::policy::Permitted;
 use crate::scope::ExchangeTasks;
-use crate::tls::{QuicError, Refused, Tls, admitted};
+use crate::tls::quic::{self, QuicConnection, QuicError};
+use crate::tls::{Refused, Tls, admitted};
 
 type Reply = Result<(Vec<u8>, Duration), AskError>;
 
@@ -177,8 +178,8 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
 
 pub async fn quic(tls: &Tls, server: Permitted, port: u16, name: &str, query: &Query, received: &Received) -> Reply {
     let start = Instant::now();
-    let connected = crate::tls::quic(tls, server, port, name, "doq", true, &()).await;
-    let (endpoint, connection, details) = connected.map_err(|error| match error {
+    let (_, connected) = quic::verified(quic::handshake(tls, server, port, name, "doq").await, true).await;
+    let QuicConnection { endpoint, connection, details } = connected.map_err(|error| match error {
         QuicError::Connect(message) => AskError::Unreachable(message),
         QuicError::Host(error) => AskError::from_io(&error),
         QuicError::Certificate(message) | QuicError::Handshake(message) => AskError::Insecure(message),

@@ -28,16 +28,17 @@ use url::Url;
 use self::body::{Body, BodyReader};
 use self::timeline::{Timeline, Wire};
 use crate::FamilyFilter;
-use crate::address::dial::{self, DialError};
+use crate::address::attempts::Attempt;
+use crate::address::dial::{self, PlanError, TcpError};
 use crate::address::{LookupError, Resolved, Resolver};
 use crate::lag::LagMonitor;
 use crate::limits::{Exceeded, HEADER_BYTES, HEADERS, Pieces, check_headers};
 use crate::metered::Metered;
 use crate::os_error::{description, is_local};
-use crate::packet::route::has_route;
-use crate::policy::{Names, Permitted, Policy};
+use crate::policy::{Names, Policy};
 use crate::scope::ExchangeTasks;
-use crate::tls::{Progress, QuicError, Refused, Tls, TlsDetails, admitted, negotiated};
+use crate::tls::quic::QuicError;
+use crate::tls::{Refused, Tls, TlsDetails, admitted, negotiated};
 
 pub use crate::limits;
 pub use redirect::redirect;
@@ -81,6 +82,8 @@ pub struct Head {
 pub struct Response {
     pub head: Head,
     pub remote: SocketAddr,
+    /// The attempts to connect, in the order in which they began.
+    pub attempts: Vec<Attempt>,
     pub timings: Timings,
     pub tls: Option<TlsDetails>,
     pub body: Body,
@@ -128,8 +131,10 @@ pub struct Failure {
     pub head: Option<Head>,
     /// Bytes of the body that came, before content decoding.
     pub body_bytes: u64,
-    /// The address that was tried last.
+    /// The address that was connected to, or tried last.
     pub remote: Option<IpAddr>,
+    /// As for a [`Response`].
+    pub attempts: Vec<Attempt>,
     pub timings: Timings,
     pub tls: Option<TlsDetails>,
     /// As for a [`Response`].
@@ -146,15 +151,26 @@ impl From<LookupError> for StepError {
     }
 }
 
-impl From<DialError> for StepError {
-    fn from(error: DialError) -> Self {
+impl From<PlanError> for StepError {
+    fn from(error: PlanError) -> Self {
         let kind = match &error {
-            DialError::Denied(_) => FailureKind::Denied,
-            DialError::Failed { error, .. } if is_local(error) => FailureKind::Unavailable,
-            DialError::Failed { .. } => FailureKind::Connect,
+            PlanError::Denied(_) => FailureKind::Denied,
+            PlanError::NoRoute => FailureKind::Unavailable,
         };
         Self(kind, error.to_string())
     }
+}
+
+impl From<Option<(TcpError, SocketAddr)>> for StepError {
+    fn from(failed: Option<(TcpError, SocketAddr)>) -> Self {
+        let Some((error, address)) = failed else { return no_address() };
+        let kind = if is_local(&error.0) { FailureKind::Unavailable } else { FailureKind::Connect };
+        Self(kind, format!("Failed to connect to {address}: {error}"))
+    }
+}
+
+fn no_address() -> StepError {
+    StepError(FailureKind::Connect, "no address to connect to".into())
 }
 
 impl From<QuicError> for StepError {
@@ -195,7 +211,7 @@ pub async fn exchange(
         }
     };
     // Before anything else: what follows is this host's work.
-    let (phase, timings) = (timeline.phase(), timeline.timings());
+    let (phase, timings, attempts) = (timeline.phase(), timeline.timings(), timeline.attempts().list());
     if let Some(presented) = timeline.presented()
         && let Some(details) = presented.verify().await
     {
@@ -208,6 +224,7 @@ pub async fn exchange(
         head: timeline.take_head(),
         body_bytes: timeline.body_bytes(),
         remote: timeline.remote().map(|remote| remote.ip()),
+        attempts,
         timings,
         tls: timeline.tls(),
         received: timeline.received(),
@@ -243,21 +260,12 @@ async fn attempt(
         timeline.resolved();
         found
     };
-    let open = dial::vet(policy, &found.addresses, Some(&found.names)).map_err(DialError::from)?;
-    // Without this a packet that never left would read as the target's silence.
-    if !open.iter().copied().any(has_route) {
-        return Err(StepError(FailureKind::Unavailable, "This host has no route to the target.".into()));
-    }
+    let open = dial::plan(policy, &found)?;
     if request.version == Version::Http3 {
         return v3::exchange(tls, &open, port, &host, request, timeline).await;
     }
-    let dialled = dial::dial(&open, port, |remote| timeline.connecting(remote)).await.inspect_err(|error| {
-        if let DialError::Failed { address, .. } = error {
-            timeline.connecting(*address);
-        }
-    });
-    let (stream, remote) = dialled?;
-    timeline.connected(remote);
+    timeline.connecting();
+    let (stream, remote) = dial::tcp(&open, port, timeline.attempts()).await?;
     let stream = Metered::new(stream, timeline.meter());
     if !secure {
         return h1(stream, request, timeline, remote, None).await;
@@ -442,8 +450,8 @@ async fn ended(
     // Still within the timeout: what the timeline has must stay there until nothing can fail.
     let body = body.end().await;
     let head = timeline.take_head().ok_or_else(|| StepError(FailureKind::Receive, "no response".into()))?;
-    let (timings, received) = (timeline.timings(), timeline.received());
-    Ok(Response { head, remote, timings, tls, body, received })
+    let (timings, attempts, received) = (timeline.timings(), timeline.attempts().list(), timeline.received());
+    Ok(Response { head, remote, attempts, timings, tls, body, received })
 }
 
 /// The reason phrase on the wire, which HTTP/2 does not have (RFC 9113). hyper keeps it only when it differs from the
@@ -475,11 +483,4 @@ fn hyper_error(error: &hyper::Error, timeline: &Timeline) -> StepError {
 
 fn receive_error(why: &dyn std::fmt::Display) -> StepError {
     StepError(FailureKind::Receive, format!("Failure when receiving data from the peer: {why}"))
-}
-
-/// The first address that this host has a route to. QUIC's socket does not report that there is none: the connection would
-/// time out.
-fn h3_target(open: &[Permitted]) -> Result<Permitted, StepError> {
-    let routable = open.iter().copied().find(|permitted| has_route(*permitted));
-    routable.or(open.first().copied()).ok_or_else(|| StepError(FailureKind::Connect, "no address to connect to".into()))
 }

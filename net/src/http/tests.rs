@@ -25,8 +25,10 @@ fn get(address: SocketAddr) -> Request {
 /// What the engine does once it knows where to connect.
 async fn ask(lag: &LagMonitor, address: SocketAddr) -> (Result<Response, StepError>, Timings) {
     let timeline = Arc::new(Timeline::start(lag.watch()));
+    timeline.connecting();
+    let attempt = timeline.attempts().begin(address);
     let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
-    timeline.connected(address);
+    timeline.attempts().succeed(attempt);
     let stream = Metered::new(stream, timeline.meter());
     let response = h1(stream, &get(address), &timeline, address, None).await;
     (response, timeline.timings())
@@ -291,7 +293,7 @@ async fn a_failure_says_how_much_came() {
 #[test]
 fn failures_before_a_request_have_their_kind() {
     let address = SocketAddr::from(([192, 0, 2, 1], 80));
-    let dial = |error: std::io::Error| StepError::from(DialError::Failed { address, error }).0;
+    let dial = |error: std::io::Error| StepError::from(Some((TcpError(error), address))).0;
     assert_eq!(dial(std::io::ErrorKind::ConnectionRefused.into()), FailureKind::Connect);
     assert_eq!(dial(std::io::Error::from_raw_os_error(nix::libc::EMFILE)), FailureKind::Unavailable);
     for (error, kind) in [

@@ -10,10 +10,11 @@ use parking_lot::Mutex;
 
 use super::sent::Sent;
 use super::{Head, Phase};
+use crate::address::attempts::Attempts;
 use crate::lag::LagWatch;
 use crate::limits::{Exceeded, Frames, Interim};
 use crate::metered::{Observe, Received};
-use crate::tls::{PresentedCertificates, Progress, TlsDetails};
+use crate::tls::{PresentedCertificates, TlsDetails};
 
 /// Lengths of the phases; None for one that did not happen or did not end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub struct Timeline {
     /// Over TCP.
     received: Received,
     quic: OnceLock<quinn::Connection>,
+    attempts: Attempts,
     phases: Mutex<Phases>,
 }
 
@@ -53,14 +55,12 @@ struct Phases {
     begun: Option<Phase>,
     /// What is read are frames: the first byte is not the response's.
     framed: bool,
-    remote: Option<SocketAddr>,
     presented: Option<PresentedCertificates>,
     tls: Option<TlsDetails>,
     head: Option<Head>,
     interim: Interim,
     exceeded: Option<Exceeded>,
     resolved: Option<Duration>,
-    connected: Option<Duration>,
     secured: Option<Duration>,
     request_start: Option<Duration>,
     /// When the response began, for a request that it did not wait for.
@@ -72,14 +72,16 @@ struct Phases {
 impl Timeline {
     #[must_use]
     pub fn start(lag: LagWatch) -> Self {
+        let start = Instant::now();
         Self {
-            start: Instant::now(),
+            start,
             lag,
             request_end: AtomicU64::new(0),
             first_read: AtomicU64::new(0),
             body: AtomicU64::new(0),
             received: Received::default(),
             quic: OnceLock::new(),
+            attempts: Attempts::since(start),
             phases: Mutex::default(),
         }
     }
@@ -100,17 +102,13 @@ impl Timeline {
         self.phases.lock().resolved = Some(self.start.elapsed());
     }
 
-    /// Where a connection is being made, for one that fails.
-    pub fn connecting(&self, remote: SocketAddr) {
-        let mut phases = self.phases.lock();
-        phases.begun = Some(Phase::Connect);
-        phases.remote = Some(remote);
+    pub fn connecting(&self) {
+        self.phases.lock().begun = Some(Phase::Connect);
     }
 
-    pub fn connected(&self, remote: SocketAddr) {
-        let mut phases = self.phases.lock();
-        phases.connected = Some(self.start.elapsed());
-        phases.remote = Some(remote);
+    #[must_use]
+    pub fn attempts(&self) -> &Attempts {
+        &self.attempts
     }
 
     /// The meter of a TCP connection.
@@ -143,6 +141,11 @@ impl Timeline {
     pub fn presented(&self) -> Option<PresentedCertificates> {
         let mut phases = self.phases.lock();
         phases.presented.take().filter(|_| phases.tls.is_none())
+    }
+
+    /// What a QUIC handshake told, ended well or not.
+    pub fn negotiated(&self, details: &TlsDetails) {
+        self.phases.lock().tls = Some(details.clone());
     }
 
     /// The TLS handshake ended, well or not. The first call takes the time; later ones may know more.
@@ -264,7 +267,7 @@ impl Timeline {
 
     #[must_use]
     pub fn remote(&self) -> Option<SocketAddr> {
-        self.phases.lock().remote
+        self.attempts.remote()
     }
 
     #[must_use]
@@ -274,6 +277,8 @@ impl Timeline {
 
     #[must_use]
     pub fn timings(&self) -> Timings {
+        // Of the attempt that succeeded: others may have been waited for before it.
+        let (connecting, connected) = self.attempts.connected().unzip();
         let phases = self.phases.lock();
         let end = phases.response_end.unwrap_or_else(|| self.start.elapsed());
         let request_end = phases.request_cut.or_else(|| Self::load(&self.request_end));
@@ -286,8 +291,8 @@ impl Timeline {
         };
         Timings {
             dns: length(None, phases.resolved),
-            connect: length(phases.resolved, phases.connected),
-            tls: length(phases.connected, phases.secured),
+            connect: length(connecting, connected),
+            tls: length(connected, phases.secured),
             // Between the handshake and this lies the verification of the certificate, which is this host's work.
             send: length(phases.request_start, request_end),
             wait: length(request_end, response_start.filter(|_| request_end.is_some())),
@@ -296,16 +301,6 @@ impl Timeline {
             host_delay: self.lag.longest(Duration::ZERO, end),
             degraded,
         }
-    }
-}
-
-impl Progress for Timeline {
-    fn handshaken(&self) {
-        self.phases.lock().connected = Some(self.start.elapsed());
-    }
-
-    fn negotiated(&self, details: &TlsDetails) {
-        self.phases.lock().tls = Some(details.clone());
     }
 }
 

@@ -32,11 +32,5 @@ pub fn is_no_route(error: &io::Error) -> bool {
 /// Does this host have a route to the target? True when the look-up itself fails: the send reports that error then.
 #[must_use]
 pub fn has_route(target: Permitted) -> bool {
-    leads_somewhere(target.socket_address(DISCARD_PORT))
-}
-
-/// As [`has_route`], for an address that is not about to be sent to.
-#[must_use]
-pub fn leads_somewhere(destination: SocketAddr) -> bool {
-    source_address(destination).err().is_none_or(|error| !is_no_route(&error))
+    source_address(target.socket_address(DISCARD_PORT)).err().is_none_or(|error| !is_no_route(&error))
 }

@@ -1,7 +1,9 @@
 //! TLS and QUIC connections to targets (rustls): certificates, their verification, and what was negotiated.
 
+pub mod quic;
+
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,15 +17,8 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::policy::Permitted;
-
 /// Certificates of a chain that are shown.
 const CHAIN: usize = 16;
-
-/// Concurrent streams of a QUIC server: HTTP/3 needs three (RFC 9114, section 6.2).
-const SERVER_STREAMS: u32 = 8;
-/// As over HTTP/2.
-const STREAM_WINDOW: u32 = 1 << 20;
 
 /// Trust anchors and cryptography, shared by all connections.
 pub struct Tls {
@@ -324,86 +319,6 @@ fn alternative_name(name: &GeneralName<'_>) -> Option<String> {
             address.ok().map(|address| format!("IP:{address}"))
         }
         _ => None,
-    }
-}
-
-/// Why a QUIC connection was not made.
-#[derive(Debug, thiserror::Error)]
-pub enum QuicError {
-    #[error("{0}")]
-    Certificate(String),
-    #[error("{0}")]
-    Handshake(String),
-    #[error("{0}")]
-    Connect(String),
-    /// This host's own trouble.
-    #[error("{0}")]
-    Host(std::io::Error),
-}
-
-/// How much of a server's data waits to be read, over all streams: streams that the server opens are never read, or
-/// last.
-fn transport() -> quinn::TransportConfig {
-    let mut transport = quinn::TransportConfig::default();
-    transport.max_concurrent_bidi_streams(0_u32.into()).max_concurrent_uni_streams(SERVER_STREAMS.into());
-    transport.stream_receive_window(STREAM_WINDOW.into()).receive_window((2 * STREAM_WINDOW).into());
-    transport
-}
-
-/// Who is told how far the making of a connection has come, for one that fails.
-pub trait Progress: Sync {
-    /// The handshake has ended well. The server's certificate is still to be verified, which is this host's work.
-    fn handshaken(&self) {}
-
-    /// What is known about a handshake, ended well or not.
-    fn negotiated(&self, _details: &TlsDetails) {}
-}
-
-impl Progress for () {}
-
-/// A QUIC connection (RFC 9000) to a vetted address, on a socket of its own.
-///
-/// # Errors
-/// See [`QuicError`]. The caller bounds the time.
-pub async fn quic(
-    tls: &Tls,
-    target: Permitted,
-    port: u16,
-    server_name: &str,
-    alpn: &str,
-    verify: bool,
-    progress: &impl Progress,
-) -> Result<(quinn::Endpoint, quinn::Connection, TlsDetails), QuicError> {
-    let handshake = |error: &dyn fmt::Display| QuicError::Handshake(error.to_string());
-    let (config, presented) = tls.client(&[alpn]).map_err(|e| handshake(&e))?;
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).map_err(|e| handshake(&e))?;
-    let local: SocketAddr =
-        if target.address().is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let mut endpoint = quinn::Endpoint::client(local).map_err(QuicError::Host)?;
-    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport()));
-    endpoint.set_default_client_config(config);
-    let connecting = endpoint.connect(target.socket_address(port), server_name).map_err(|e| handshake(&e))?;
-    let connected = connecting.await;
-    if connected.is_ok() {
-        progress.handshaken();
-    }
-    let mut details = presented.verify().await;
-    if let (Ok(connection), Some(details)) = (&connected, &mut details) {
-        let handshake =
-            connection.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
-        details.alpn = handshake.and_then(|data| data.protocol.map(|p| String::from_utf8_lossy(&p).into_owned()));
-        // QUIC is TLS 1.3 by definition (RFC 9001); quinn does not say which cipher it uses.
-        details.version = Some("TLSv1.3".into());
-    }
-    if let Some(details) = &details {
-        progress.negotiated(details);
-    }
-    match admitted(connected, details, verify) {
-        Ok((connection, details)) => Ok((endpoint, connection, details)),
-        Err(Refused::Certificate(reason)) => Err(QuicError::Certificate(reason)),
-        Err(Refused::Handshake(quinn::ConnectionError::TransportError(error))) => Err(handshake(&error)),
-        Err(Refused::Handshake(other)) => Err(QuicError::Connect(other.to_string())),
     }
 }
 

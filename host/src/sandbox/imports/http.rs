@@ -114,11 +114,11 @@ records! {
     TlsDetails { version, cipher, alpn, verified, verify_error, chain }
     Redirect { url, same_origin }
     Response {
-        url, status, reason, version, headers, redirect, remote_address, remote_port, timings, tls, header_bytes,
-        body_bytes, body_limit, decoded_bytes, body,
+        url, status, reason, version, headers, redirect, remote_address, remote_port, attempts, timings, tls,
+        header_bytes, body_bytes, body_limit, decoded_bytes, body,
     }
     ResponseHead { status, reason, version, headers, header_bytes }
-    Failure { url, kind, reason, phase, remote_address, timings, tls, head, body_bytes }
+    Failure { url, kind, reason, phase, remote_address, attempts, timings, tls, head, body_bytes }
 }
 plain!(wit::http::Version, wit::http::FailureKind, wit::http::Phase);
 
@@ -132,6 +132,7 @@ impl RunState {
                 reason,
                 phase: None,
                 remote_address: None,
+                attempts: vec![],
                 timings: (&Timings::default()).into(),
                 tls: None,
                 head: None,
@@ -192,6 +193,7 @@ fn in_wit(url: &Url, response: engine::Response) -> Response {
         redirect,
         remote_address: response.remote.ip().to_string(),
         remote_port: response.remote.port(),
+        attempts: response.attempts.into_iter().map(Into::into).collect(),
         timings: (&response.timings).into(),
         tls: response.tls.map(Into::into),
         header_bytes: head.header_bytes,
@@ -303,6 +305,7 @@ fn failed(url: &Url, failure: engine::Failure) -> Failure {
         reason: failure.reason,
         phase: failure.phase.map(Into::into),
         remote_address: failure.remote.map(|address| address.to_string()),
+        attempts: failure.attempts.into_iter().map(Into::into).collect(),
         timings: (&failure.timings).into(),
         tls: failure.tls.map(Into::into),
         head: failure.head.map(Into::into),

@@ -21,6 +21,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
@@ -29,6 +30,7 @@ use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, Resource};
 use wasmtime_wasi::{WasiCtxView, WasiView};
 
+use scouter_net::address::attempts::Attempt;
 use scouter_net::policy::{Denied, Names, Permitted, Policy};
 
 use super::budget::{Exceeded, LimitHit, Use};
@@ -198,6 +200,22 @@ impl WasiView for RunState {
 }
 
 impl wit::net::Host for RunState {}
+
+weight::records! {
+    wit::net::ConnectionAttempt { address, started, elapsed, error }
+}
+
+impl From<Attempt> for wit::net::ConnectionAttempt {
+    fn from(attempt: Attempt) -> Self {
+        let ns = |length: Duration| u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            address: attempt.address.ip().to_string(),
+            started: ns(attempt.started),
+            elapsed: ns(attempt.elapsed),
+            error: attempt.error,
+        }
+    }
+}
 
 /// Everything a plugin can import.
 ///

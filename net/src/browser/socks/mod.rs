@@ -21,11 +21,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::supervisor::ParentPipe;
 use crate::FamilyFilter;
-use crate::address::dial::{self, DialError};
+use crate::address::attempts::{Attempt, Attempts};
+use crate::address::dial::{self, PlanError};
 use crate::address::{Resolved, Resolver};
 use crate::name::canonical_host;
 use crate::os_error::is_local;
-use crate::packet::route::has_route;
 use crate::policy::{Names, Policy};
 use message::{Invalid, Target};
 
@@ -77,6 +77,8 @@ pub struct Record {
     /// Of the TCP handshake.
     pub connect_ms: Option<f64>,
     pub address: Option<IpAddr>,
+    /// The attempts to connect, in the order in which they began; their times count from when the browser asked.
+    pub attempts: Vec<Attempt>,
     pub cause: Option<Cause>,
 }
 
@@ -281,6 +283,7 @@ impl Listener {
             dns_ms: None,
             connect_ms: None,
             address: None,
+            attempts: vec![],
             cause: None,
         };
         let place = {
@@ -329,30 +332,22 @@ impl Listener {
             record.dns_ms = Some(ms(started.elapsed()));
             found.map_err(|error| Cause::Name(error.to_string()))?
         };
-        let open = dial::vet(&self.policy, &found.addresses, Some(&found.names));
-        let open = open.map_err(|denied| Cause::Denied(denied.to_string()))?;
-        // Without this a packet that never left would read as the target's silence.
-        if !open.iter().copied().any(has_route) {
-            return Err(Cause::Unavailable("This host has no route to the target.".into()));
-        }
-        let started = Instant::now();
-        match tokio::time::timeout(CONNECT, dial::dial(&open, record.port, |_| ())).await {
-            Ok(Ok((stream, address))) => {
-                record.connect_ms = Some(ms(started.elapsed()));
-                record.address = Some(address.ip());
-                Ok(stream)
+        let open = dial::plan(&self.policy, &found).map_err(|error| match error {
+            PlanError::Denied(denied) => Cause::Denied(denied.to_string()),
+            PlanError::NoRoute => Cause::Unavailable(error.to_string()),
+        })?;
+        let attempts = Attempts::since(started);
+        let connected = tokio::time::timeout(CONNECT, dial::tcp(&open, record.port, &attempts)).await;
+        record.attempts = attempts.list();
+        record.address = attempts.remote().map(|address| address.ip());
+        record.connect_ms = attempts.connected().map(|(from, to)| ms(to.saturating_sub(from)));
+        match connected {
+            Ok(Ok((stream, _))) => Ok(stream),
+            Ok(Err(Some((error, address)))) => {
+                let reason = format!("Failed to connect to {address}: {error}");
+                Err(if is_local(&error.0) { Cause::Unavailable(reason) } else { Cause::Connect(reason) })
             }
-            Ok(Err(failed)) => {
-                let reason = failed.to_string();
-                match failed {
-                    DialError::Denied(_) => Err(Cause::Denied(reason)),
-                    DialError::Failed { error, .. } if is_local(&error) => Err(Cause::Unavailable(reason)),
-                    DialError::Failed { address, .. } => {
-                        record.address = Some(address.ip());
-                        Err(Cause::Connect(reason))
-                    }
-                }
-            }
+            Ok(Err(None)) => Err(Cause::Connect("no address to connect to".into())),
             Err(_) => Err(Cause::Timeout(format!("No connection to {} within {} s", record.host, CONNECT.as_secs()))),
         }
     }

@@ -11,12 +11,14 @@ use self::turns::Turns;
 use super::body::BodyReader;
 use super::timeline::Timeline;
 use super::{
-    FailureKind, Head, Request, Response, StepError, Version, absolute, alongside, begin, ended, h3_target, message,
+    FailureKind, Head, Request, Response, StepError, Version, absolute, alongside, begin, ended, message, no_address,
     receive_error,
 };
+use crate::address::dial;
 use crate::limits::{Exceeded, HEADER_BYTES, PIECES_OF_HTTP_3, Pieces};
 use crate::policy::Permitted;
-use crate::tls::{Tls, quic};
+use crate::tls::Tls;
+use crate::tls::quic::{self, QuicConnection};
 
 /// h3 says that a body ended when it comes to an empty DATA frame, and again whenever it is asked after the end.
 const EMPTY_FRAMES: u32 = 32;
@@ -32,10 +34,18 @@ pub async fn exchange(
     if request.url.scheme() != "https" {
         return Err(StepError(FailureKind::Invalid, "HTTP/3 needs an https URL".into()));
     }
-    let target = h3_target(open)?;
-    let remote = target.socket_address(port);
-    timeline.connecting(remote);
-    let (endpoint, connection, details) = quic(tls, target, port, host, "h3", request.verify_tls, &**timeline).await?;
+    timeline.connecting();
+    let connect = |target| quic::handshake(tls, target, port, host, "h3");
+    let (handshake, remote) = match dial::race(open, port, timeline.attempts(), connect).await {
+        Ok((handshake, remote)) => (Ok(handshake), remote),
+        Err(Some((failed, remote))) => (Err(failed), remote),
+        Err(None) => return Err(no_address()),
+    };
+    let (details, connected) = quic::verified(handshake, request.verify_tls).await;
+    if let Some(details) = &details {
+        timeline.negotiated(details);
+    }
+    let QuicConnection { endpoint, connection, details } = connected?;
     timeline.quic(&connection);
     let turns = Turns::new(timeline);
     let done = turns.drive(over(h3_quinn::Connection::new(connection), &turns, request, timeline)).await;
