@@ -1,6 +1,7 @@
 //! Real servers in network namespaces; the same questions put to ping, dig and curl.
 
 mod addresses;
+mod answers;
 mod attacks;
 mod browser;
 mod dns;
@@ -15,6 +16,7 @@ pub mod pages;
 mod path;
 mod ping;
 mod policy;
+mod sending;
 mod slow;
 mod spoofing;
 mod visits;
@@ -44,6 +46,8 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(mapped::trials(lab));
     all.extend(slow::trials(lab));
     all.extend(modes::trials(lab));
+    all.extend(answers::trials(lab));
+    all.extend(sending::trials(lab));
     all.extend(spoofing::trials(lab));
     all.extend(faults::trials(lab));
     all.extend(policy::trials(lab));

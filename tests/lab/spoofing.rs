@@ -43,7 +43,7 @@ fn router(ttl: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 79, 1, ttl)
 }
 
-fn packet(source: Ipv4Addr, target: Ipv4Addr, protocol: u8, ttl: u8, payload: &[u8]) -> Vec<u8> {
+pub fn packet(source: Ipv4Addr, target: Ipv4Addr, protocol: u8, ttl: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(20 + payload.len()).expect("short").to_be_bytes();
     let mut packet = vec![0x45, 0, length[0], length[1], 0, 0, 0, 0, ttl, protocol, 0, 0];
     packet.extend(source.octets().into_iter().chain(target.octets()));
@@ -60,7 +60,7 @@ fn error(kind: u8, code: u8, length: u8, quote: &[u8]) -> Vec<u8> {
     summed(message, 2)
 }
 
-fn summed(mut message: Vec<u8>, at: usize) -> Vec<u8> {
+pub fn summed(mut message: Vec<u8>, at: usize) -> Vec<u8> {
     message[at..at + 2].fill(0);
     let sum = util::checksum(&message, usize::MAX);
     message[at..at + 2].copy_from_slice(&sum.to_be_bytes());
@@ -250,7 +250,7 @@ fn with_simulated_path<T>(lab: &Lab, net: &str, route: &str, work: impl FnOnce()
 }
 
 /// Stops the listener also when the test panics: a scope waits for all of its threads.
-struct Stop<'a>(&'a AtomicBool);
+pub struct Stop<'a>(pub &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -259,7 +259,7 @@ impl Drop for Stop<'_> {
 }
 
 /// Calls `each` with each packet and the time at which it was read.
-fn capture_packets(capture: &Socket, stop: &AtomicBool, mut each: impl FnMut(Instant, &[u8])) {
+pub fn capture_packets(capture: &Socket, stop: &AtomicBool, mut each: impl FnMut(Instant, &[u8])) {
     capture.set_read_timeout(Some(Duration::from_millis(50))).expect("set");
     let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
     while !stop.load(Ordering::Relaxed) {

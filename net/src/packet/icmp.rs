@@ -180,9 +180,16 @@ pub fn error_kind(family: Family, icmp_type: u8, icmp_code: u8, rest: [u8; 4]) -
                 "fragmentation needed"
             }
             (V4_UNREACHABLE, 5) => "source route failed",
+            (V4_UNREACHABLE, 6) => "destination network unknown",
+            (V4_UNREACHABLE, 7) => "destination host unknown",
+            (V4_UNREACHABLE, 8) => "source host isolated",
             (V4_UNREACHABLE, 9) => "network administratively prohibited",
             (V4_UNREACHABLE, 10) => "host administratively prohibited",
+            (V4_UNREACHABLE, 11) => "network unreachable for type of service",
+            (V4_UNREACHABLE, 12) => "host unreachable for type of service",
             (V4_UNREACHABLE, 13) => "communication administratively prohibited",
+            (V4_UNREACHABLE, 14) => "host precedence violation",
+            (V4_UNREACHABLE, 15) => "precedence cutoff in effect",
             (V4_UNREACHABLE, _) => "destination unreachable",
             (V4_TIME_EXCEEDED, 0) => "time exceeded in transit",
             (V4_TIME_EXCEEDED, _) => "fragment reassembly time exceeded",

@@ -3,6 +3,7 @@
 //! Arrows: `series`, `ping` and `trace` use this module; it uses none of them.
 
 pub(crate) mod datagram;
+pub(crate) mod header;
 pub mod icmp;
 pub(crate) mod opener;
 pub(crate) mod options;

@@ -13,6 +13,11 @@ use crate::Family;
 // linux/icmp.h and linux/icmpv6.h: both filters are options number 1 of their level.
 const SOL_RAW: libc::c_int = 255;
 const FILTER: libc::c_int = 1;
+// linux/in6.h.
+const IPV6_FLOWINFO_SEND: libc::c_int = 33;
+// linux/sock_diag.h: the place of the dropped packets in what SO_MEMINFO returns, and how many values that are.
+const MEMINFO_DROPS: usize = 8;
+const MEMINFO_VALUES: usize = 9;
 
 fn set<T: Copy>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: T) -> nix::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<T>()).map_err(|_| nix::Error::EINVAL)?;
@@ -124,11 +129,19 @@ pub fn set_fragmentation(socket: &impl AsFd, family: Family, fragmentation: Frag
     }
 }
 
-/// Enables the control messages of received packets: kernel timestamp, TTL or hop limit, and count of drops
-/// (`SO_TIMESTAMPNS`, `IP_RECVTTL`, `SO_RXQ_OVFL`).
+/// Lets an IPv6 socket with [`Fragmentation::InterfaceMtu`] be told of packets that were too big for a link, which the kernel
+/// keeps from UDP sockets that fragment by the interface's MTU: what is larger than that is refused then.
+pub fn enable_too_big_errors(socket: &impl AsFd, family: Family) -> nix::Result<()> {
+    match family {
+        Family::V4 => Ok(()),
+        Family::V6 => set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
+    }
+}
+
+/// Enables the control messages of received packets: kernel timestamp, and TTL or hop limit (`SO_TIMESTAMPNS`,
+/// `IP_RECVTTL`).
 pub fn enable_receive_metadata(socket: &impl AsFd, family: Family) -> nix::Result<()> {
     setsockopt(socket, sockopt::ReceiveTimestampns, &true)?;
-    setsockopt(socket, sockopt::RxqOvfl, &1)?;
     match family {
         Family::V4 => setsockopt(socket, sockopt::Ipv4RecvTtl, &true),
         Family::V6 => setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true),
@@ -142,6 +155,11 @@ pub fn enable_transmit_timestamps(socket: &impl AsFd) -> nix::Result<()> {
     // OPT_TSONLY: without a copy of the packet.
     let options = TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID;
     setsockopt(socket, sockopt::Timestamping, &(software | options))
+}
+
+/// Lets the flow label of each packet be that of its destination's `sin6_flowinfo`.
+pub fn enable_flow_labels(socket: &impl AsFd) -> nix::Result<()> {
+    set(socket, libc::IPPROTO_IPV6, IPV6_FLOWINFO_SEND, 1)
 }
 
 /// Enables the error queue for ICMP errors that quote the socket's packets (ip(7), `IP_RECVERR`).
@@ -158,6 +176,21 @@ pub fn set_ttl(socket: &socket2::Socket, family: Family, ttl: u8) -> std::io::Re
         Family::V4 => socket.set_ttl_v4(ttl.into()),
         Family::V6 => socket.set_unicast_hops_v6(ttl.into()),
     }
+}
+
+/// Packets that the socket has dropped since it was opened, because its receive buffer was full; wraps. `SO_MEMINFO`
+/// (Linux 4.12) says it at once, `SO_RXQ_OVFL` only with a packet that comes after those that were dropped.
+#[must_use]
+pub fn dropped(socket: &impl AsFd) -> u32 {
+    let mut values = [0_u32; MEMINFO_VALUES];
+    let mut length = libc::socklen_t::try_from(size_of_val(&values)).unwrap_or(0);
+    let fd = socket.as_fd().as_raw_fd();
+    #[expect(unsafe_code, reason = "no crate has this option; pointer and length are those of `values`")]
+    let done = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, values.as_mut_ptr().cast(), &raw mut length)
+    };
+    // An older kernel fills in none, or fewer.
+    if done == 0 { values[MEMINFO_DROPS] } else { 0 }
 }
 
 /// The round-trip time of a TCP handshake as the kernel measured it (µs resolution), and whether the SYN was
@@ -182,7 +215,31 @@ pub fn describe_send_error(error: nix::Error) -> String {
         nix::Error::EMSGSIZE => "larger than this host's interface takes, and fragmentation is forbidden".into(),
         nix::Error::EHOSTUNREACH | nix::Error::ENETUNREACH => "this host has no route to the target".into(),
         nix::Error::EPERM => "this host's own firewall forbids it".into(),
+        nix::Error::EACCES => "this host's own routes or firewall prohibit it".into(),
         nix::Error::ENOBUFS | nix::Error::EAGAIN => "this host's send queue is full".into(),
         other => other.desc().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_full_buffer_dropped_is_known_before_the_next_packet() {
+        let receiver = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        setsockopt(&receiver, sockopt::RcvBuf, &4096).expect("set");
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        assert_eq!(dropped(&receiver), 0);
+        for _ in 0..100 {
+            sender.send_to(&[0; 1000], receiver.local_addr().expect("an address")).expect("sent");
+        }
+        let mut queued = 0;
+        receiver.set_nonblocking(true).expect("set");
+        let lost = dropped(&receiver);
+        while receiver.recv(&mut [0; 1000]).is_ok() {
+            queued += 1;
+        }
+        assert!(lost > 0 && queued > 0 && lost + queued == 100, "{lost} dropped, {queued} received");
     }
 }

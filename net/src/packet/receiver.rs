@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
@@ -46,14 +45,13 @@ pub trait Demultiplexer: Send + Sync {
 /// The shared receiver of one family.
 pub struct IcmpReceiver {
     shared: Arc<Shared>,
+    socket: Arc<AsyncFd<Socket>>,
     _task: AbortOnDropHandle<()>,
 }
 
 struct Shared {
     family: Family,
     flows: Mutex<FlowTable>,
-    /// Packets that the socket dropped since it was opened.
-    dropped: AtomicU32,
 }
 
 #[derive(Default)]
@@ -81,16 +79,13 @@ impl FlowTable {
 }
 
 impl Shared {
-    async fn receive(self: Arc<Self>, socket: AsyncFd<Socket>) {
+    async fn receive(self: Arc<Self>, socket: Arc<AsyncFd<Socket>>) {
         let (mut buffer, mut control) = (vec![0; MAX_PACKET], socket::control_buffer());
         // The socket is registered as long as the runtime lives.
         'ready: while let Ok(mut ready) = socket.readable().await {
             for _ in 0..BURST {
                 match socket::receive(socket.get_ref(), MsgFlags::empty(), &mut buffer, &mut control) {
-                    Ok(received) => {
-                        self.dropped.fetch_max(received.dropped, Ordering::Relaxed);
-                        self.dispatch(&received, &buffer[..received.length.min(buffer.len())]);
-                    }
+                    Ok(received) => self.dispatch(&received, &buffer[..received.length.min(buffer.len())]),
                     Err(nix::Error::EAGAIN) => {
                         ready.clear_ready();
                         continue 'ready;
@@ -138,15 +133,15 @@ impl IcmpReceiver {
             socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         }
         socket.set_nonblocking(true)?;
-        let socket = socket::register(socket, Interest::READABLE)?;
-        let shared = Arc::new(Shared { family, flows: Mutex::default(), dropped: AtomicU32::new(0) });
-        let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).receive(socket)));
-        Ok(Arc::new(Self { shared, _task: task }))
+        let socket = Arc::new(socket::register(socket, Interest::READABLE)?);
+        let shared = Arc::new(Shared { family, flows: Mutex::default() });
+        let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).receive(Arc::clone(&socket))));
+        Ok(Arc::new(Self { shared, socket, _task: task }))
     }
 
     /// Packets that the socket dropped since it was opened, because its receive buffer was full; wraps.
     pub fn dropped(&self) -> u32 {
-        self.shared.dropped.load(Ordering::Relaxed)
+        options::dropped(self.socket.get_ref())
     }
 
     /// Passes messages of this flow to `owner`. The caller has bound the port, so that no other process can have the
@@ -186,6 +181,8 @@ impl Drop for Claim {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     struct Nothing;
@@ -217,9 +214,11 @@ mod tests {
 
     #[tokio::test]
     async fn one_port_of_two_addresses_is_two_flows() {
-        let shared = Arc::new(Shared { family: Family::V4, flows: Mutex::default(), dropped: AtomicU32::new(0) });
+        let shared = Arc::new(Shared { family: Family::V4, flows: Mutex::default() });
         let task = AbortOnDropHandle::new(tokio::spawn(async {}));
-        let shared_by_all = Arc::new(IcmpReceiver { shared: Arc::clone(&shared), _task: task });
+        let socket = Socket::from(std::net::UdpSocket::bind("127.0.0.1:0").expect("bound"));
+        let socket = Arc::new(socket::register(socket, Interest::READABLE).expect("registered"));
+        let shared_by_all = Arc::new(IcmpReceiver { shared: Arc::clone(&shared), socket, _task: task });
         let owners = [1, 2].map(|host| {
             let owner = Arc::new(Count::default());
             let flow = FlowKey::Udp(([10, 0, 0, host], 40_000).into());
@@ -230,7 +229,6 @@ mod tests {
             source: Some([192, 0, 2, 1].into()),
             ttl: None,
             timestamp: None,
-            dropped: 0,
             send_id: None,
             error: None,
         };

@@ -1,4 +1,4 @@
-//! Packets with their kernel metadata: timestamp, source, TTL, count of drops, and the error queue.
+//! Packets with their kernel metadata: timestamp, source, TTL, and the error queue.
 
 use std::io::{self, IoSliceMut};
 use std::net::IpAddr;
@@ -95,8 +95,6 @@ pub struct Received {
     pub ttl: Option<u8>,
     /// Kernel timestamp, since the Unix epoch.
     pub timestamp: Option<Duration>,
-    /// Packets that this socket dropped since it was opened, because its receive buffer was full.
-    pub dropped: u32,
     /// From the error queue: which send the transmit timestamp belongs to, counted from 0 (`SOF_TIMESTAMPING_OPT_ID`).
     pub send_id: Option<u32>,
     /// From the error queue: the ICMP error that quotes a packet of this socket.
@@ -116,7 +114,7 @@ pub struct IcmpError {
 /// A buffer for all control messages that this crate enables, and for those of the error queue.
 #[must_use]
 pub fn control_buffer() -> Vec<u8> {
-    nix::cmsg_space!(libc::timespec, [libc::timespec; 3], u32, libc::c_int, libc::sock_extended_err, libc::sockaddr_in6)
+    nix::cmsg_space!(libc::timespec, [libc::timespec; 3], libc::c_int, libc::sock_extended_err, libc::sockaddr_in6)
 }
 
 /// Reads one packet.
@@ -131,7 +129,6 @@ pub fn receive(socket: &impl AsRawFd, flags: MsgFlags, buffer: &mut [u8], contro
         source: message.address.as_ref().and_then(address_of),
         ttl: None,
         timestamp: None,
-        dropped: 0,
         send_id: None,
         error: None,
     };
@@ -143,7 +140,6 @@ pub fn receive(socket: &impl AsRawFd, flags: MsgFlags, buffer: &mut [u8], contro
             ControlMessageOwned::ScmTimestampsns(at) => {
                 received.timestamp = u64::try_from(at.system.num_nanoseconds()).ok().map(Duration::from_nanos);
             }
-            ControlMessageOwned::RxqOvfl(dropped) => received.dropped = dropped,
             ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
                 received.ttl = u8::try_from(ttl).ok();
             }
@@ -175,16 +171,13 @@ pub struct SocketReader {
     socket: std::sync::Arc<AsyncFd<Socket>>,
     buffer: Vec<u8>,
     control: Vec<u8>,
-    /// Packets that the socket dropped since it was opened, because its receive buffer was full.
-    pub dropped: u32,
-    reported: u32,
 }
 
 impl SocketReader {
     /// `capacity` bytes of each message are kept.
     #[must_use]
     pub fn new(socket: std::sync::Arc<AsyncFd<Socket>>, capacity: usize) -> Self {
-        Self { socket, buffer: vec![0; capacity], control: control_buffer(), dropped: 0, reported: 0 }
+        Self { socket, buffer: vec![0; capacity], control: control_buffer() }
     }
 
     /// The next message of either queue. Cancel-safe.
@@ -194,7 +187,6 @@ impl SocketReader {
             // would be lost with this future.
             tokio::task::coop::consume_budget().await;
             if let Some(received) = self.read() {
-                self.dropped = self.dropped.max(received.dropped);
                 let length = received.length.min(self.buffer.len());
                 return (received, &self.buffer[..length]);
             }
@@ -206,19 +198,14 @@ impl SocketReader {
         }
     }
 
-    /// Packets that the socket dropped since the last call.
-    pub fn newly_dropped(&mut self) -> u32 {
-        let new = self.dropped.wrapping_sub(self.reported);
-        self.reported = self.dropped;
-        new
-    }
-
     fn read(&mut self) -> Option<Received> {
         for queue in [MsgFlags::empty(), MsgFlags::MSG_ERRQUEUE] {
             // Any call may fail with the pending error of an earlier packet; only EAGAIN means that the queue is empty.
             for _ in 0..16 {
                 let flags = queue | MsgFlags::MSG_DONTWAIT;
                 match receive(self.socket.get_ref(), flags, &mut self.buffer, &mut self.control) {
+                    // What this host itself refused to send (`SO_EE_ORIGIN_LOCAL`), as the send has said already.
+                    Ok(received) if queue == MsgFlags::MSG_ERRQUEUE && received.error.is_none() => {}
                     Ok(received) => return Some(received),
                     Err(nix::Error::EAGAIN) => break,
                     Err(_) => {}

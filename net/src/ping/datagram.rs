@@ -58,8 +58,13 @@ fn demultiplex(echo: &EchoDemultiplexer, received: &Received, message: &[u8]) ->
     } else {
         let Message::EchoReply { seq, payload, .. } = icmp::parse(echo.family(), message)? else { return None };
         let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
-        let source = received.source.unwrap_or(echo.target());
-        echo.reply(source, received.timestamp, seq, payload, EchoResponse::Reply { ttl: received.ttl, length })
+        echo.reply(
+            received.source?,
+            received.timestamp,
+            seq,
+            payload,
+            EchoResponse::Reply { ttl: received.ttl, length },
+        )
     }
 }
 
@@ -82,6 +87,6 @@ impl Channel for DatagramChannel {
     }
 
     fn overflow(&self) -> u32 {
-        self.reader.dropped
+        options::dropped(self.socket.get_ref())
     }
 }

@@ -31,10 +31,6 @@ impl EchoDemultiplexer {
         Self { family: Family::of(target), target, destination, payloads }
     }
 
-    pub fn target(&self) -> IpAddr {
-        self.target
-    }
-
     /// Where requests are sent, with the interface of a link-local address.
     pub fn destination(&self) -> SocketAddr {
         self.destination

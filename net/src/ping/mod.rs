@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::Family;
 use crate::packet::receiver::IcmpReceiver;
-use crate::packet::route::has_route;
+use crate::packet::route::{self, DISCARD_PORT, is_no_route};
 use crate::packet::token::TokenKey;
 use crate::packet::{Mode, StartError, icmp};
 use crate::policy::Permitted;
@@ -145,14 +145,18 @@ impl Ping {
         rate: Rate,
     ) -> Result<(Session, mpsc::UnboundedReceiver<Event<EchoResponse>>), StartError> {
         // Checked first, so that both modes report it alike: a failure of this host is no loss of packets.
-        if !has_route(target) {
-            return Err(StartError::no_route());
-        }
+        // When the look-up itself fails, the send reports that error.
+        let route = match route::lookup(target.socket_address(DISCARD_PORT)) {
+            Err(error) if is_no_route(&error) => return Err(StartError::no_route()),
+            route => route.ok(),
+        };
         let (events, received) = mpsc::unbounded_channel();
         let PingParameters { count, interval, timeout, .. } = *parameters;
         let series = Series::new(Schedule { count: count.into(), interval, timeout }, rate, events);
         let (mode, task) = match self.mode(Family::of(target.address())) {
-            SocketMode::Raw(raw) => (Mode::Raw, SeriesTask::spawn(series, raw.open_channel(target, parameters)?)),
+            SocketMode::Raw(raw) => {
+                (Mode::Raw, SeriesTask::spawn(series, raw.open_channel(target, parameters, route)?))
+            }
             SocketMode::Datagram(_) => {
                 let channel = datagram::DatagramChannel::open(target, parameters, &self.key)?;
                 (Mode::Datagram, SeriesTask::spawn(series, channel))

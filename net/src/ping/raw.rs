@@ -1,6 +1,7 @@
 //! Raw mode: for each family the shared receiver and two sockets that only send, one of which forbids fragmentation. All
 //! series share them.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,10 +11,12 @@ use super::echo::EchoDemultiplexer;
 use super::{EchoResponse, PingParameters};
 use crate::Family;
 use crate::packet::StartError;
+use crate::packet::header::FlowLabel;
 use crate::packet::icmp::Message;
 use crate::packet::options::Fragmentation;
 use crate::packet::receiver::{Claim, Demultiplexer, IcmpReceiver, ReceivedMessage};
-use crate::packet::sender::RawSender;
+use crate::packet::route::Route;
+use crate::packet::sender::{AwaitedDepartures, Outgoing, RawSender};
 use crate::packet::socket::Timestamp;
 use crate::packet::token::TokenKey;
 use crate::policy::Permitted;
@@ -43,6 +46,7 @@ impl RawSockets {
         self: &Arc<Self>,
         target: Permitted,
         parameters: &PingParameters,
+        route: Option<Route>,
     ) -> Result<RawChannel, StartError> {
         let series = self.next_series.fetch_add(1, Ordering::Relaxed);
         let echo = EchoDemultiplexer::new(target, parameters, &self.key, series);
@@ -53,9 +57,13 @@ impl RawSockets {
             sockets: Arc::clone(self),
             identifier,
             flow,
-            ttl: parameters.ttl,
+            // The kernel chooses the source of each IPv4 packet: it may change while the series runs.
+            source: route.map(|route| route.source.ip()).filter(IpAddr::is_ipv6),
+            ttl: parameters.ttl.or(route.and_then(|route| route.ttl)),
+            label: FlowLabel::random(),
             dont_fragment: parameters.dont_fragment,
             arrivals,
+            awaited: AwaitedDepartures::default(),
             dropped_before: self.receiver.dropped(),
             _claim: claim,
         })
@@ -92,9 +100,12 @@ pub struct RawChannel {
     sockets: Arc<RawSockets>,
     identifier: u16,
     flow: Arc<EchoFlow>,
+    source: Option<IpAddr>,
     ttl: Option<u8>,
+    label: FlowLabel,
     dont_fragment: bool,
     arrivals: mpsc::Receiver<Arrival<EchoResponse>>,
+    awaited: AwaitedDepartures,
     dropped_before: u32,
     _claim: Claim,
 }
@@ -105,12 +116,19 @@ impl Channel for RawChannel {
     async fn send(&mut self, index: u32) -> Result<Timestamp, String> {
         let packet = self.flow.echo.request(self.identifier, index);
         let sender = if self.dont_fragment { &self.sockets.unfragmented } else { &self.sockets.fragmenting };
-        sender.send(&packet, self.flow.echo.destination(), self.ttl, None).await
+        let (to, source, ttl, label) = (self.flow.echo.destination(), self.source, self.ttl, self.label);
+        let departure = sender.send(Outgoing { transport: &packet, to, source, ttl, label }).await?;
+        Ok(self.awaited.add(index, departure))
     }
 
     async fn arrival(&mut self) -> Option<Arrival<EchoResponse>> {
         // `flow` keeps the queue open as long as this channel lives.
         self.arrivals.recv().await
+    }
+
+    fn late_departure(&mut self, index: u32) -> Option<Timestamp> {
+        let sender = if self.dont_fragment { &self.sockets.unfragmented } else { &self.sockets.fragmenting };
+        self.awaited.find(index, sender)
     }
 
     fn overflow(&self) -> u32 {

@@ -24,6 +24,10 @@ pub trait Channel: Send + 'static {
     /// The next message that belongs to this series; None when [`is_wanted`](Self::is_wanted) has changed. Must be
     /// cancel-safe.
     fn arrival(&mut self) -> impl Future<Output = Option<Arrival<Self::Response>>> + Send;
+    /// The departure of a probe that waited in a queue of this host when it was sent; Some at most once.
+    fn late_departure(&mut self, _index: u32) -> Option<Timestamp> {
+        None
+    }
     /// Packets that this host dropped since the series began, because a buffer or queue was full.
     fn overflow(&self) -> u32;
     /// Is this probe to be sent and waited for?
@@ -61,13 +65,8 @@ impl<R> ArrivalSink<R> {
     /// Never blocks; drops and counts the arrival when the queue is full.
     pub fn push(&self, arrival: Arrival<R>) {
         if self.queue.try_send(arrival).is_err() {
-            self.count_dropped(1);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    /// Adds packets that a socket of the series dropped.
-    pub fn count_dropped(&self, packets: u32) {
-        self.dropped.fetch_add(packets, Ordering::Relaxed);
     }
 
     /// Packets dropped since the series began.

@@ -161,11 +161,12 @@ impl<R: Send> Series<R> {
                 () = sleep_until(next_at), if !all_sent => {}
                 // Arrivals are processed before probes expire.
                 arrival = channel.arrival() => if let Some(arrival) = arrival {
+                    self.learn_departure(arrival.index, &mut channel);
                     self.process(arrival);
                 },
                 () = sleep_until(expires_at), if oldest.is_some() => {
                     self.report_overflow(channel.overflow());
-                    self.expire();
+                    self.expire(&mut channel);
                 }
             }
         }
@@ -249,13 +250,28 @@ impl<R: Send> Series<R> {
         self.report(Event::Received { index, verdict, source, rtt, response });
     }
 
-    fn expire(&mut self) {
+    /// Before a round-trip time or timeout of the probe is told: did it leave later than its send returned?
+    fn learn_departure(&mut self, index: u32, channel: &mut impl Channel<Response = R>) {
+        if let Some(probe) = self.probes.get_mut(&index)
+            && let Some(departure) = channel.late_departure(index)
+        {
+            probe.departure = departure;
+        }
+    }
+
+    fn expire(&mut self, channel: &mut impl Channel<Response = R>) {
         let timeout = self.schedule.timeout + GRACE;
         for index in &self.waiting {
             if let Some(probe) = self.probes.get_mut(index)
                 && probe.state == State::Waiting
                 && probe.departure.monotonic.elapsed() >= timeout
             {
+                if let Some(departure) = channel.late_departure(*index) {
+                    probe.departure = departure;
+                    if departure.monotonic.elapsed() < timeout {
+                        continue;
+                    }
+                }
                 probe.state = State::Lost;
                 let _ = self.events.send(Event::Lost(*index));
             }
@@ -373,6 +389,38 @@ mod tests {
         .await;
         assert!(matches!(events[1], Event::Received { verdict: Verdict::NotSettling, .. }), "{events:?}");
         assert_eq!(events[2], Event::Lost(0));
+    }
+
+    /// A probe that waits in a queue of this host, and is answered when it has left.
+    struct Queued(Option<Timestamp>);
+
+    impl Channel for Queued {
+        type Response = ();
+
+        async fn send(&mut self, _: u32) -> Result<Timestamp, String> {
+            Ok(Timestamp::now())
+        }
+        async fn arrival(&mut self) -> Option<Arrival<()>> {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            self.0 = Some(Timestamp::now());
+            Some(reply(0))
+        }
+        fn late_departure(&mut self, _: u32) -> Option<Timestamp> {
+            self.0.take()
+        }
+        fn overflow(&self) -> u32 {
+            0
+        }
+    }
+
+    #[tokio::test]
+    async fn time_in_a_queue_of_this_host_is_no_part_of_the_round_trip() {
+        let (sender, mut received) = mpsc::unbounded_channel();
+        let schedule = Schedule { count: 1, interval: Duration::ZERO, timeout: Duration::from_mins(1) };
+        Series::new(schedule, Rate::new(NonZeroU32::MIN, NonZeroU32::MIN), sender).run(Queued(None)).await;
+        assert_eq!(received.recv().await, Some(Event::Sent(0)));
+        let answer = received.recv().await.expect("an answer");
+        assert!(matches!(answer, Event::Received { rtt, .. } if rtt < Duration::from_millis(150)), "{answer:?}");
     }
 
     #[tokio::test]

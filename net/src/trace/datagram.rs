@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{MsgFlags, sendmsg};
+use nix::sys::socket::{MsgFlags, send, sendmsg};
 use socket2::{Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -99,6 +99,7 @@ impl DatagramChannel {
             options::enable_receive_metadata(&socket, family)?;
             options::enable_error_queue(&socket, family)?;
             options::set_fragmentation(&socket, family, Fragmentation::InterfaceMtu)?;
+            options::enable_too_big_errors(&socket, family)?;
             options::set_ttl(&socket, family, ttl)?;
             socket.bind(&template.source.into())?;
             Ok(socket)
@@ -111,16 +112,25 @@ impl DatagramChannel {
         socket.connect(&self.destination().into()).map_err(|error| describe(&error))?;
         let socket =
             socket::register(socket, Interest::READABLE | Interest::ERROR).map_err(|error| describe(&error))?;
-        let departure = Timestamp::now();
-        socket.get_ref().send(&self.probes.payload(index)).map_err(|error| describe(&error))?;
+        let payload = self.probes.payload(index);
+        let family = self.probes.template.family();
+        // An error of an earlier probe, whose socket had the same port, may be pending already.
+        let departure = send_past_pending_errors(&socket, |fd| {
+            let sent = send(fd, &payload, MsgFlags::MSG_DONTWAIT);
+            if sent == Err(nix::Error::EMSGSIZE) {
+                // Larger than the interface takes: the next attempt is in fragments.
+                options::set_fragmentation(socket.get_ref(), family, Fragmentation::InterfaceMtu)?;
+            }
+            sent.map(drop)
+        })?;
         let (probes, sink) = (Arc::clone(&self.probes), Arc::clone(&self.sink));
         let mut reader = SocketReader::new(Arc::new(socket), DATAGRAM_CAPACITY);
-        self.read_until_timeout(permit, async move {
+        self.read_answer(permit, async move {
             loop {
-                sink.count_dropped(reader.newly_dropped());
                 let (received, payload) = reader.next().await;
                 if let Some((source, response)) = datagram_response(&probes, index, &received, payload) {
                     sink.push(arrival(index, source, received.timestamp, response));
+                    break;
                 }
             }
         });
@@ -141,7 +151,7 @@ impl DatagramChannel {
         let socket = socket::register(socket, Interest::READABLE | Interest::WRITABLE | Interest::ERROR);
         let socket = socket.map_err(|error| describe(&error))?;
         let (probes, sink) = (Arc::clone(&self.probes), Arc::clone(&self.sink));
-        self.read_until_timeout(permit, async move {
+        self.read_answer(permit, async move {
             if let Some((source, timestamp, response)) = handshake(&socket, &probes.template, departure).await {
                 sink.push(arrival(index, source, timestamp, response));
             }
@@ -153,8 +163,8 @@ impl DatagramChannel {
         self.probes.template.target
     }
 
-    /// Reads until the probe's timeout, and returns the permit when the socket is closed.
-    fn read_until_timeout(&mut self, permit: OwnedSemaphorePermit, read: impl Future<Output = ()> + Send + 'static) {
+    /// Reads until the probe's answer, or its timeout, and returns the permit when the socket is closed.
+    fn read_answer(&mut self, permit: OwnedSemaphorePermit, read: impl Future<Output = ()> + Send + 'static) {
         // Removes readers that have ended.
         while self.readers.try_join_next().is_some() {}
         let timeout = self.timeout;
@@ -241,7 +251,6 @@ async fn read_echoes(
 ) {
     let target = probes.template.target.ip();
     loop {
-        sink.count_dropped(reader.newly_dropped());
         let (received, message) = reader.next().await;
         // For an error: the quoted request went to the target.
         if received.source != Some(target) {
@@ -292,7 +301,9 @@ impl Channel for DatagramChannel {
     }
 
     fn overflow(&self) -> u32 {
-        self.sink.dropped()
+        // The socket of a UDP probe receives from the target only, and its first answer ends it.
+        let sockets = self.flows.iter().map(|socket| options::dropped(socket.get_ref()));
+        sockets.fold(self.sink.dropped(), u32::saturating_add)
     }
 
     fn is_wanted(&self, index: u32) -> bool {

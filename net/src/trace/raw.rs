@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use pnet_packet::tcp::{TcpFlags, TcpPacket};
 use socket2::{Protocol, Socket, Type};
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -15,11 +16,12 @@ use super::matching::ProbeTable;
 use super::probe::{Flows, ProbePacket, Template, Transport};
 use super::{ProbeResponse, ResponseKind, TraceProperties, arrival};
 use crate::Family;
+use crate::packet::header::FlowLabel;
 use crate::packet::icmp::{self, FlowKey, Message};
 use crate::packet::opener::Opener;
 use crate::packet::options::Fragmentation;
 use crate::packet::receiver::{Claim, Demultiplexer, IcmpReceiver, ReceivedMessage};
-use crate::packet::sender::RawSender;
+use crate::packet::sender::{AwaitedDepartures, Outgoing, RawSender};
 use crate::packet::socket::{self, SocketReader, Timestamp};
 use crate::packet::{Mode, StartError, options};
 use crate::series::{Arrival, ArrivalSink, Channel};
@@ -45,6 +47,16 @@ impl RawSockets {
     }
 }
 
+impl RawSockets {
+    fn sender(&self, transport: Transport) -> &RawSender {
+        match transport {
+            Transport::Icmp => &self.icmp,
+            Transport::Tcp => &self.tcp,
+            Transport::Udp => &self.udp,
+        }
+    }
+}
+
 /// One trace on the shared sockets, with the ports that it owns.
 pub struct RawChannel {
     pub properties: TraceProperties,
@@ -52,10 +64,15 @@ pub struct RawChannel {
     demultiplexer: Arc<TraceDemultiplexer>,
     arrivals: mpsc::Receiver<Arrival<ProbeResponse>>,
     ttl_limit: watch::Receiver<u8>,
+    /// Of each flow.
+    labels: Vec<FlowLabel>,
+    awaited: AwaitedDepartures,
     dropped_before: u32,
     _claims: Vec<Claim>,
     /// Bound TCP ports, so that no other socket gets them.
     _reserved: Vec<Socket>,
+    /// Of UDP and TCP: what the target itself answers.
+    receiving: Vec<Arc<AsyncFd<Socket>>>,
     _readers: JoinSet<()>,
 }
 
@@ -95,7 +112,8 @@ impl RawChannel {
         let demultiplexer = Arc::new(TraceDemultiplexer { probes: OnceLock::new(), sink });
         let flows = Flows::of(&template, packets, false);
         let receiver = &sockets.receiver;
-        let (mut claims, mut ports, mut reserved, mut readers) = (vec![], vec![], vec![], JoinSet::new());
+        let (mut claims, mut ports, mut reserved) = (vec![], vec![], vec![]);
+        let (mut receiving, mut readers) = (vec![], JoinSet::new());
         for flow in 0..flows.count() {
             let owner = Arc::clone(&demultiplexer) as Arc<dyn Demultiplexer>;
             let (port, claim) = match template.transport {
@@ -103,7 +121,9 @@ impl RawChannel {
                 Transport::Udp => {
                     let unavailable = |error| StartError::no_socket("UDP", &error);
                     let (port, socket) = open_udp(&template).map_err(unavailable)?;
-                    let reader = reader(socket, DATAGRAM_CAPACITY).map_err(unavailable)?;
+                    let socket = register(socket).map_err(unavailable)?;
+                    let reader = SocketReader::new(Arc::clone(&socket), DATAGRAM_CAPACITY);
+                    receiving.push(socket);
                     readers.spawn(read_datagrams(reader, flow, Arc::clone(&demultiplexer)));
                     (port, receiver.claim(FlowKey::Udp(SocketAddr::new(template.source.ip(), port)), owner))
                 }
@@ -111,7 +131,9 @@ impl RawChannel {
                     let unavailable = |error| StartError::no_socket("TCP", &error);
                     let (port, holder, socket) = open_tcp(&template, &sockets.opener).await.map_err(unavailable)?;
                     reserved.push(holder);
-                    let reader = reader(socket, SEGMENT_CAPACITY).map_err(unavailable)?;
+                    let socket = register(socket).map_err(unavailable)?;
+                    let reader = SocketReader::new(Arc::clone(&socket), SEGMENT_CAPACITY);
+                    receiving.push(socket);
                     readers.spawn(read_segments(reader, Arc::clone(&demultiplexer)));
                     (port, receiver.claim(FlowKey::Tcp(SocketAddr::new(template.source.ip(), port)), owner))
                 }
@@ -119,6 +141,7 @@ impl RawChannel {
             ports.push(port);
             claims.push(claim);
         }
+        let labels = ports.iter().map(|_| FlowLabel::random()).collect();
         let dropped_before = receiver.dropped();
         let probes = ProbeTable::new(template, packets, flows, ports);
         let properties = super::properties(Mode::Raw, &probes);
@@ -129,17 +152,19 @@ impl RawChannel {
             demultiplexer,
             arrivals,
             ttl_limit,
+            labels,
+            awaited: AwaitedDepartures::default(),
             dropped_before,
             _claims: claims,
             _reserved: reserved,
+            receiving,
             _readers: readers,
         })
     }
 }
 
-fn reader(socket: Socket, capacity: usize) -> std::io::Result<SocketReader> {
-    let socket = socket::register(socket, Interest::READABLE | Interest::ERROR)?;
-    Ok(SocketReader::new(Arc::new(socket), capacity))
+fn register(socket: Socket) -> std::io::Result<Arc<AsyncFd<Socket>>> {
+    socket::register(socket, Interest::READABLE | Interest::ERROR).map(Arc::new)
 }
 
 /// A UDP socket towards the target, and its port.
@@ -179,7 +204,6 @@ fn port_of(socket: &Socket) -> std::io::Result<u16> {
 async fn read_datagrams(mut reader: SocketReader, flow: usize, demultiplexer: Arc<TraceDemultiplexer>) {
     let sink = &demultiplexer.sink;
     loop {
-        sink.count_dropped(reader.newly_dropped());
         let (received, payload) = reader.next().await;
         let Some(probes) = demultiplexer.probes.get() else { continue };
         if let Some((index, rcode)) = probes.datagram_answer(flow, payload) {
@@ -193,7 +217,6 @@ async fn read_datagrams(mut reader: SocketReader, flow: usize, demultiplexer: Ar
 async fn read_segments(mut reader: SocketReader, demultiplexer: Arc<TraceDemultiplexer>) {
     let sink = &demultiplexer.sink;
     loop {
-        sink.count_dropped(reader.newly_dropped());
         let (received, bytes) = reader.next().await;
         let Some(probes) = demultiplexer.probes.get() else { continue };
         let segment = match probes.template.family() {
@@ -221,22 +244,28 @@ impl Channel for RawChannel {
 
     async fn send(&mut self, index: u32) -> Result<Timestamp, String> {
         let Some(probes) = self.demultiplexer.probes.get() else { return Err("the trace has no probes".into()) };
-        let sender = match probes.template.transport {
-            Transport::Icmp => &self.sockets.icmp,
-            Transport::Tcp => &self.sockets.tcp,
-            Transport::Udp => &self.sockets.udp,
-        };
+        let sender = self.sockets.sender(probes.template.transport);
         let (source, target) = (probes.template.source, probes.template.target);
-        sender.send(&probes.bytes(index), target, probes.probe(index).map(|probe| probe.ttl), Some(source.ip())).await
+        let probe = probes.probe(index).ok_or("no such probe")?;
+        let label = *self.labels.get(probe.flow).ok_or("no such flow")?;
+        let (transport, source, ttl) = (&probes.bytes(index), Some(source.ip()), Some(probe.ttl));
+        let departure = sender.send(Outgoing { transport, to: target, source, ttl, label }).await?;
+        Ok(self.awaited.add(index, departure))
     }
 
     async fn arrival(&mut self) -> Option<Arrival<ProbeResponse>> {
         super::next_arrival(&mut self.arrivals, &mut self.ttl_limit).await
     }
 
+    fn late_departure(&mut self, index: u32) -> Option<Timestamp> {
+        let transport = self.demultiplexer.probes.get()?.template.transport;
+        self.awaited.find(index, self.sockets.sender(transport))
+    }
+
     fn overflow(&self) -> u32 {
         let receiver = self.sockets.receiver.dropped().wrapping_sub(self.dropped_before);
-        receiver.saturating_add(self.demultiplexer.sink.dropped())
+        let sockets = self.receiving.iter().map(|socket| options::dropped(socket.get_ref()));
+        sockets.fold(receiver.saturating_add(self.demultiplexer.sink.dropped()), u32::saturating_add)
     }
 
     fn is_wanted(&self, index: u32) -> bool {
