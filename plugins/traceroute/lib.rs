@@ -20,10 +20,9 @@ struct Options {
     /// Port of the target, 0–65535. Default: 80 for TCP, 33434 for UDP. ICMP has none.
     #[schemars(range(min = 0, max = 65_535))]
     dport: Option<u16>,
-    /// Bytes of data in each probe, 0–1472. Firewalls may drop a TCP SYN with data; 0 avoids that.
-    #[serde(default = "payload_size")]
+    /// Bytes of data in each probe, 0–1472. Default: 56, and 0 for TCP: firewalls may drop a SYN with data.
     #[schemars(range(min = 0, max = 1472))]
-    payload_size: u16,
+    payload_size: Option<u16>,
     /// Last TTL, 1–32.
     #[serde(default = "max_ttl")]
     #[schemars(range(min = 1, max = 32))]
@@ -40,7 +39,7 @@ struct Options {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 8))]
     paths: u16,
-    /// Milliseconds to wait for each response, 1–10000.
+    /// Milliseconds to wait for each response at most, 1–10000.
     #[serde(default = "timeout_ms")]
     #[schemars(range(min = 1, max = 10_000))]
     timeout_ms: u32,
@@ -51,9 +50,6 @@ struct Options {
 
 fn proto() -> String {
     "ICMP".into()
-}
-fn payload_size() -> u16 {
-    56
 }
 fn max_ttl() -> u8 {
     32
@@ -134,6 +130,13 @@ impl Protocol {
         }
     }
 
+    fn payload_size(&self) -> u16 {
+        match self {
+            Self::Tcp(_) => 0,
+            Self::Icmp | Self::Udp(_) => 56,
+        }
+    }
+
     fn port(&self) -> Option<u16> {
         match self {
             Self::Icmp => None,
@@ -164,7 +167,7 @@ impl Options {
             max_ttl: self.max_ttl,
             probes: self.probes,
             flows: self.paths,
-            payload_size: self.payload_size,
+            payload_size: self.payload_size.unwrap_or_else(|| protocol.payload_size()),
             timeout_ms: self.timeout_ms,
         }
     }
@@ -172,9 +175,10 @@ impl Options {
 
 impl TracerouteResult {
     fn new(options: &Options, protocol: &Protocol, trace: TraceResult, mut comment: Option<String>) -> Self {
-        if trace.payload_size < options.payload_size {
+        let wanted = options.payload_size.unwrap_or(trace.payload_size);
+        if trace.payload_size < wanted {
             add_comment(&mut comment, "Without CAP_NET_RAW TCP probes carry no data: payload_size is 0.");
-        } else if trace.payload_size > options.payload_size {
+        } else if trace.payload_size > wanted {
             let more = format!("Data tells the probes of a UDP flow apart: payload_size is {}.", trace.payload_size);
             add_comment(&mut comment, &more);
         }
@@ -217,6 +221,10 @@ mod tests {
         assert_eq!((parameters.probes, parameters.flows), (1, 1));
         assert_eq!((parameters.payload_size, parameters.timeout_ms), (56, 1000));
         assert_eq!((parameters.target.as_str(), parameters.protocol), ("192.0.2.1", hops::Protocol::Icmp));
+        for (payload_size, expected) in [(None, 0), (Some(9), 9)] {
+            let options = Options { payload_size, ..self::options(json!({"dst": "x"})) };
+            assert_eq!(options.parameters("192.0.2.1".into(), &Protocol::Tcp(80)).payload_size, expected);
+        }
     }
 
     #[test]
@@ -297,7 +305,7 @@ mod tests {
 
     #[test]
     fn probes_without_the_requested_data_have_a_comment() {
-        let options = options(json!({"dst": "x", "proto": "TCP"}));
+        let options = options(json!({"dst": "x", "proto": "TCP", "payload_size": 56}));
         let trace = TraceResult { payload_size: 0, ..testing::trace_result("192.0.2.1") };
         let result = TracerouteResult::new(&options, &Protocol::Tcp(80), trace, Some("Before.".into()));
         let text = "Before. Without CAP_NET_RAW TCP probes carry no data: payload_size is 0.";

@@ -47,7 +47,7 @@ fn udp_trace(target: &str, packets: usize) -> hops::TraceParameters {
     hops::TraceParameters {
         target: target.into(),
         protocol: hops::Protocol::Udp(9),
-        packets: vec![hops::ProbePacket { ttl: 64, flow: 0 }; packets],
+        packets: vec![hops::ProbePacket { ttl: 64, flow: 0, round: 0 }; packets],
         payload_size: 16,
         interval_us: 100,
         timeout_ms: 60_000,

@@ -46,7 +46,7 @@ fn pings_and_traces_are_of_ipv4(lab: &Lab) {
     for proto in ["ICMP", "UDP", "TCP"] {
         let result = trace(&server, json!({"dst": MAPPED, "proto": proto}));
         is_v4(&result, "10.77.0.2");
-        let size = if proto == "TCP" { 96 } else { 84 };
+        let size = if proto == "TCP" { 44 } else { 84 };
         assert_eq!((&result["reached"], &result["packet_size"]), (&json!(true), &json!(size)), "{result}");
     }
 }

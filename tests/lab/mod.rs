@@ -12,6 +12,7 @@ mod http;
 mod http_failures;
 mod mapped;
 mod modes;
+mod pace;
 pub mod pages;
 mod path;
 mod ping;
@@ -41,6 +42,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(addresses::trials(lab));
     all.extend(http_failures::trials(lab));
     all.extend(path::trials(lab));
+    all.extend(pace::trials(lab));
     all.extend(dns_opt::trials(lab));
     all.extend(dns_path::trials(lab));
     all.extend(mapped::trials(lab));

@@ -24,7 +24,6 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         nothing_stays_half_open,
         what_is_too_large_for_a_link_says_how_large_it_may_be,
         one_flow_takes_one_path_and_several_take_several,
-        many_probes_at_one_hop_are_each_accounted_for,
         a_hundred_traces_at_once_see_their_own_answers_only,
         first_and_last_ttl_are_kept_to,
         options_that_make_no_sense_are_named,
@@ -32,7 +31,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     )
 }
 
-const PROTOCOLS: [&str; 3] = ["ICMP", "TCP", "UDP"];
+pub const PROTOCOLS: [&str; 3] = ["ICMP", "TCP", "UDP"];
 pub const TARGETS: [(&str, [Option<&str>; 8]); 2] = [("10.81.0.2", chain::V4), ("fd81::2", chain::V6)];
 
 pub fn trace(server: &Server, options: Value) -> Value {
@@ -48,7 +47,7 @@ pub fn srcs(result: &Value) -> Vec<Option<&str>> {
 }
 
 /// Compares an address with a pattern, in which `?` stands for any one character.
-fn fits(expected: Option<&str>, src: Option<&str>) -> bool {
+pub fn fits(expected: Option<&str>, src: Option<&str>) -> bool {
     match (expected, src) {
         (Some(expected), Some(src)) => {
             let same = |(e, s): (char, char)| e == '?' || e == s;
@@ -106,7 +105,8 @@ fn every_protocol_finds_every_router(lab: &Lab) {
                     (json!(dst), json!(dst), json!(proto), port.clone(), json!(carried), json!("raw")),
                     "{result}"
                 );
-                let headers = if dst.contains(':') { 40 } else { 20 } + if proto == "TCP" { 20 } else { 8 };
+                // A SYN has an option.
+                let headers = if dst.contains(':') { 40 } else { 20 } + if proto == "TCP" { 24 } else { 8 };
                 assert_eq!(of("packet_size"), json!(carried + headers), "{result}");
                 assert_eq!(of("constant_flow"), json!(size > 0 || proto != "ICMP"), "{result}");
                 assert_eq!(result["trace"][7]["answer"], json!(answer), "{result}");
@@ -135,8 +135,10 @@ fn a_trace_has_a_socket_for_each_flow_and_no_more(lab: &Lab) {
             assert_eq!((&test["message"], &test["result"]["reached"]), (&Value::Null, &json!(false)), "{test}");
             most
         });
-        // TCP: one that holds the port and one that receives. And the connections of this test.
-        assert!(most <= before + 2 * 4 + 4, "{proto}: {before} descriptors, then {most}");
+        // TCP has flows of its own in each round, and two sockets for each: one that holds the port and one that receives. And
+        // the connections of this test.
+        let sockets = if proto == "TCP" { 2 * 4 * 5 } else { 4 };
+        assert!(most <= before + sockets + 4, "{proto}: {before} descriptors, then {most}");
     }
 }
 
@@ -197,6 +199,10 @@ fn a_path_ends_where_a_router_says_so(lab: &Lab) {
     ] {
         let (chain, last) = if dst.contains(':') { (chain::V6, "fd80:0:0:7::2") } else { (chain::V4, "10.80.7.2") };
         for proto in PROTOCOLS {
+            // A Linux router has five such errors for one source over IPv4, then one a second, whatever its settings.
+            if !dst.contains(':') {
+                std::thread::sleep(std::time::Duration::from_secs(3));
+            }
             let started = Instant::now();
             let result = trace(&server, json!({"dst": dst, "proto": proto, "timeout_ms": 500}));
             assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
@@ -309,11 +315,20 @@ fn one_flow_takes_one_path_and_several_take_several(lab: &Lab) {
     let server = lab.server(&[]);
     for dst in ["10.81.0.2", "fd81::2"] {
         for proto in ["TCP", "UDP"] {
+            // Rounds of TCP are flows of their own.
+            let probes = if proto == "TCP" { 1 } else { 5 };
             for _ in 0..4 {
-                let one = trace(&server, json!({"dst": dst, "proto": proto, "probes": 6, "timeout_ms": 300}));
+                let one = trace(&server, json!({"dst": dst, "proto": proto, "probes": probes, "timeout_ms": 300}));
                 assert_eq!(one["trace"][2]["others"], Value::Null, "one flow, one router: {one}");
                 assert_eq!(one["paths"], Value::Null, "{one}");
             }
+            // One router gets all of them in 1 of 16 traces.
+            let several = (0..8).any(|_| {
+                let rounds = trace(&server, json!({"dst": dst, "proto": proto, "probes": 5, "timeout_ms": 300}));
+                assert_eq!((&rounds["paths"], &rounds["reached"]), (&Value::Null, &json!(true)), "{rounds}");
+                rounds["trace"][2]["others"].is_array()
+            });
+            assert_eq!(several, proto == "TCP", "a round of TCP has a port of its own");
             // One router gets all 8 flows in 1 of 128 traces.
             let explored = (0..5).any(|_| {
                 let all = trace(&server, json!({"dst": dst, "proto": proto, "paths": 8, "timeout_ms": 300}));
@@ -336,29 +351,6 @@ fn one_flow_takes_one_path_and_several_take_several(lab: &Lab) {
     }
 }
 
-fn many_probes_at_one_hop_are_each_accounted_for(lab: &Lab) {
-    let server = lab.server(&[]);
-    let result = trace(&server, json!({"dst": "10.81.7.2", "probes": 10, "timeout_ms": 300}));
-    let trace = result["trace"].as_array().expect("a trace");
-    let expected = [&chain::V4[..7], &[Some("10.81.6.2"), Some("10.81.7.2")]].concat();
-    assert_eq!(trace.len(), 9, "{result}");
-    for (expected, hop) in expected.iter().zip(trace) {
-        assert!(fits(*expected, hop["src"].as_str()), "{result}");
-        let rtts = hop["rtts_ms"].as_array().expect("times");
-        assert_eq!(rtts.len(), 10, "{result}");
-        let known: Vec<f64> = rtts.iter().filter_map(Value::as_f64).collect();
-        assert_eq!(known.iter().copied().min_by(f64::total_cmp), hop["rtt_ms"].as_f64(), "{result}");
-        let answers = match *expected {
-            None => 0..=0,
-            // Rate limit: a burst of six answers, then one per second. The rest is unknown.
-            Some("10.81.6.2") => 1..=9,
-            Some(_) => 10..=10,
-        };
-        assert!(answers.contains(&known.len()), "{result}");
-        assert_eq!(hop["no_response"], json!(known.is_empty()), "{result}");
-    }
-}
-
 fn a_hundred_traces_at_once_see_their_own_answers_only(lab: &Lab) {
     let server = lab.server(&[("SCOUTER_MAX_PROCESS_COUNT", "100")]);
     for v6 in [false, true] {
@@ -366,7 +358,8 @@ fn a_hundred_traces_at_once_see_their_own_answers_only(lab: &Lab) {
         let chain = if v6 { chain::V6 } else { chain::V4 };
         let traces: Vec<Value> = (0..100)
             .map(|n| {
-                let dst = if n < 50 { address(2) } else { address(n - 40) };
+                // Those from .50 on may have a way of their own.
+                let dst = if n < 50 { address(2) } else { address(10 + n % 40) };
                 json!({"id": dst, "dst": dst, "proto": PROTOCOLS[n % 3], "timeout_ms": 1000})
             })
             .collect();

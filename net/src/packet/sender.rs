@@ -47,6 +47,8 @@ pub struct Outgoing<'a> {
 pub struct Departure {
     /// The clock before the send while the kernel's timestamp is awaited, and when there is none.
     at: Timestamp,
+    /// Did the packet wait in a queue of this host?
+    is_unknown: bool,
     awaited: Option<Awaited>,
 }
 
@@ -58,17 +60,39 @@ struct Awaited {
     is_whole: bool,
 }
 
-/// The packets of one series whose departures are awaited, by index.
+/// The kernel's timestamp of a send.
+#[derive(Clone, Copy)]
+enum Stamp {
+    Taken,
+    /// The packet waits in a queue. None: the number of its timestamp is not certain, so that it stays unknown.
+    Awaited(Option<u32>),
+}
+
+impl Departure {
+    fn new(at: Timestamp, stamp: Stamp, is_whole: bool) -> Self {
+        match stamp {
+            Stamp::Taken => Self { at, is_unknown: false, awaited: None },
+            Stamp::Awaited(id) => Self { at, is_unknown: true, awaited: id.map(|id| Awaited { id, is_whole }) },
+        }
+    }
+}
+
+/// The packets of one series whose departures are not known yet, by index.
 #[derive(Default)]
 pub struct AwaitedDepartures(HashMap<u32, Departure>);
 
 impl AwaitedDepartures {
     /// The departure of a packet as far as it is known now.
     pub fn add(&mut self, index: u32, departure: Departure) -> Timestamp {
-        if departure.awaited.is_some() {
+        if departure.is_unknown {
             self.0.insert(index, departure);
         }
         departure.at
+    }
+
+    /// May this packet still be in a queue of this host, as far as is known?
+    pub fn contains(&self, index: u32) -> bool {
+        self.0.contains_key(&index)
     }
 
     /// The departure of a packet that was awaited, once it is known.
@@ -120,12 +144,7 @@ impl Departing {
         Ok(Self { socket, departures: Mutex::new(Departures::new()) })
     }
 
-    fn send(
-        &self,
-        packet: &[u8],
-        to: SocketAddr,
-        control: &[ControlMessage<'_>],
-    ) -> nix::Result<(Timestamp, Option<u32>)> {
+    fn send(&self, packet: &[u8], to: SocketAddr, control: &[ControlMessage<'_>]) -> nix::Result<(Timestamp, Stamp)> {
         let (parts, address) = ([IoSlice::new(packet)], SockaddrStorage::from(to));
         let mut departures = self.departures.lock();
         let before = Timestamp::now();
@@ -134,8 +153,8 @@ impl Departing {
             return Err(error);
         }
         Ok(match departures.read(&self.socket, before.wall()) {
-            Ok(at) => (before.corrected_by(at).unwrap_or(before), None),
-            Err(awaited) => (before, awaited),
+            Ok(at) => (before.corrected_by(at).unwrap_or(before), Stamp::Taken),
+            Err(id) => (before, Stamp::Awaited(id)),
         })
     }
 }
@@ -191,9 +210,7 @@ impl RawSender {
         loop {
             attempts += 1;
             match self.whole.send(&packet, to, &messages) {
-                Ok((at, id)) => {
-                    return Ok(Departure { at, awaited: id.map(|id| Awaited { id, is_whole: true }) });
-                }
+                Ok((at, stamp)) => return Ok(Departure::new(at, stamp, true)),
                 // Larger than the interface takes: the kernel fragments only what it gives a header.
                 Err(Errno::EMSGSIZE) if self.fragmentation != Fragmentation::Forbidden => {
                     return self.send_built(outgoing, to, messages);
@@ -242,8 +259,8 @@ impl RawSender {
         let ttl = outgoing.ttl.map(i32::from);
         let mut messages: Vec<ControlMessage<'_>> = from.into_iter().collect();
         messages.extend(ttl.as_ref().map(|ttl| options::ttl_message(self.family, ttl)));
-        let (at, id) = self.built.send(outgoing.transport, to, &messages)?;
-        Ok(Departure { at, awaited: id.map(|id| Awaited { id, is_whole: false }) })
+        let (at, stamp) = self.built.send(outgoing.transport, to, &messages)?;
+        Ok(Departure::new(at, stamp, false))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::packet::token::TokenKey;
 use crate::packet::{Mode, StartError, icmp};
 use crate::policy::Permitted;
 use crate::rate::Rate;
-use crate::series::{Event, Schedule, Series, SeriesTask};
+use crate::series::{Event, Schedule, Series, SeriesTask, Steady};
 
 pub use echo::seq;
 
@@ -152,7 +152,7 @@ impl Ping {
         };
         let (events, received) = mpsc::unbounded_channel();
         let PingParameters { count, interval, timeout, .. } = *parameters;
-        let series = Series::new(Schedule { count: count.into(), interval, timeout }, rate, events);
+        let series = Series::new(Schedule { count: count.into(), timeout }, Steady::new(interval), rate, events);
         let (mode, task) = match self.mode(Family::of(target.address())) {
             SocketMode::Raw(raw) => {
                 (Mode::Raw, SeriesTask::spawn(series, raw.open_channel(target, parameters, route)?))

@@ -131,6 +131,10 @@ impl Channel for RawChannel {
         self.awaited.find(index, sender)
     }
 
+    fn may_be_queued(&self, index: u32) -> bool {
+        self.awaited.contains(index)
+    }
+
     fn overflow(&self) -> u32 {
         self.sockets.receiver.dropped().wrapping_sub(self.dropped_before).saturating_add(self.flow.sink.dropped())
     }

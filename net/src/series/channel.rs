@@ -28,6 +28,10 @@ pub trait Channel: Send + 'static {
     fn late_departure(&mut self, _index: u32) -> Option<Timestamp> {
         None
     }
+    /// May this probe still be in a queue of this host, as far as is known?
+    fn may_be_queued(&self, _index: u32) -> bool {
+        false
+    }
     /// Packets that this host dropped since the series began, because a buffer or queue was full.
     fn overflow(&self) -> u32;
     /// Is this probe to be sent and waited for?

@@ -214,7 +214,7 @@ mod tests {
     }
 
     fn plan(ttls: u8, flows: u16) -> Vec<ProbePacket> {
-        (0..flows).flat_map(|flow| (1..=ttls).map(move |ttl| ProbePacket { ttl, flow })).collect()
+        (0..flows).flat_map(|flow| (1..=ttls).map(move |ttl| ProbePacket { ttl, flow, round: 0 })).collect()
     }
 
     fn table(template: Template, ttls: u8, flows: u16) -> ProbeTable {

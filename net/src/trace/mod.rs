@@ -6,6 +6,7 @@
 
 mod datagram;
 mod matching;
+mod pace;
 mod probe;
 mod raw;
 
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::Family;
 use crate::dns::{AskError, Query};
+use crate::lag::LagMonitor;
 use crate::packet::opener::Opener;
 use crate::packet::receiver::IcmpReceiver;
 use crate::packet::route::{is_no_route, source_address};
@@ -26,6 +28,7 @@ use crate::policy::Permitted;
 use crate::rate::Rate;
 use crate::series::{Arrival, Event, Schedule, Series, SeriesTask};
 use matching::ProbeTable;
+use pace::Adaptive;
 use probe::{Template, Transport, UDP_PAYLOAD};
 
 pub use probe::ProbePacket;
@@ -54,9 +57,9 @@ pub struct TraceParameters {
     pub packets: Vec<ProbePacket>,
     /// Bytes behind the ICMP, TCP or UDP header; not used for DNS.
     pub payload_size: u16,
-    /// From one probe to the next.
+    /// From one probe to the next at least: a trace waits for what it learns from answers.
     pub interval: Duration,
-    /// For each answer.
+    /// For each answer at most.
     pub timeout: Duration,
 }
 
@@ -169,6 +172,7 @@ impl Tracer {
         target: Permitted,
         parameters: &TraceParameters,
         rate: Rate,
+        lag: &LagMonitor,
     ) -> Result<(Trace, mpsc::UnboundedReceiver<Event<ProbeResponse>>), TraceError> {
         let raw = match Family::of(target.address()) {
             Family::V4 => &self.v4,
@@ -177,11 +181,11 @@ impl Tracer {
         let template = template(target, parameters, raw.is_some())?;
         let schedule = Schedule {
             count: u32::try_from(parameters.packets.len()).unwrap_or(u32::MAX),
-            interval: parameters.interval,
             timeout: parameters.timeout,
         };
         let (events, received) = mpsc::unbounded_channel();
-        let series = Series::new(schedule, rate, events);
+        let pace = Adaptive::new(&parameters.packets, target.address(), parameters.interval, Some(lag.watch()));
+        let series = Series::new(schedule, pace, rate, events);
         let (ttl_limit, limit) = watch::channel(u8::MAX);
         let (properties, task) = if let Some(sockets) = raw {
             let channel = raw::RawChannel::open(Arc::clone(sockets), template, &parameters.packets, limit).await?;

@@ -25,6 +25,9 @@ use crate::packet::token::TOKEN;
 /// Bytes of payload of a UDP probe at least, where this crate builds it: they tell the probes of a flow apart.
 pub const UDP_PAYLOAD: usize = 2;
 
+/// Bytes of a SYN's header, with the option that says how long segments may be: some firewalls drop a SYN without it.
+const SYN_HEADER: u32 = 24;
+
 /// One probe of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbePacket {
@@ -32,6 +35,8 @@ pub struct ProbePacket {
     pub ttl: u8,
     /// Probes of one flow take one path where routers balance by flow. Counts from 0.
     pub flow: u16,
+    /// Probes of a later round leave when those of the earlier ones are over. Counts from 0, and never falls.
+    pub round: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +121,7 @@ impl Template {
             Family::V4 => 20,
             Family::V6 => 40,
         };
-        let header = if self.transport == Transport::Tcp { 20 } else { 8 };
+        let header = if self.transport == Transport::Tcp { SYN_HEADER } else { 8 };
         ip_header + header + u32::try_from(self.payload_size).unwrap_or(u32::MAX)
     }
 
@@ -190,8 +195,12 @@ impl Template {
     fn syn(&self, port: u16, isn: u32, payload: &[u8]) -> Vec<u8> {
         let mut bytes = [port, self.target.port()].map(u16::to_be_bytes).concat();
         bytes.extend(isn.to_be_bytes());
-        // Acknowledgement 0, header of 5 words, window 64,240, checksum 0, urgent pointer 0.
-        bytes.extend([0, 0, 0, 0, 5 << 4, TcpFlags::SYN, 0xfa, 0xf0, 0, 0, 0, 0]);
+        // Acknowledgement 0, header of 6 words, window 64,240, checksum 0, urgent pointer 0.
+        bytes.extend([0, 0, 0, 0, 6 << 4, TcpFlags::SYN, 0xfa, 0xf0, 0, 0, 0, 0]);
+        // Maximum segment size (RFC 9293, section 3.7.1): that of Ethernet.
+        let mss: u16 = if self.target.is_ipv4() { 1460 } else { 1440 };
+        bytes.extend([2, 4]);
+        bytes.extend(mss.to_be_bytes());
         bytes.extend(payload);
         let checksum = TcpPacket::new(&bytes).map_or(0, |segment| match (self.source.ip(), self.target.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => tcp::ipv4_checksum(&segment, &from, &to),

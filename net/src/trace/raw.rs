@@ -262,6 +262,10 @@ impl Channel for RawChannel {
         self.awaited.find(index, self.sockets.sender(transport))
     }
 
+    fn may_be_queued(&self, index: u32) -> bool {
+        self.awaited.contains(index)
+    }
+
     fn overflow(&self) -> u32 {
         let receiver = self.sockets.receiver.dropped().wrapping_sub(self.dropped_before);
         let sockets = self.receiving.iter().map(|socket| options::dropped(socket.get_ref()));

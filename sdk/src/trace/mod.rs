@@ -15,11 +15,8 @@ use crate::bindings::scouter::probe::{asn, resolver};
 pub use hop::{Extension, FlowPath, Hop, Icmp, Label, OtherSource, SendError, StopReason, StoppedBy};
 use path::Path;
 
-/// Time between two packets, in microseconds: 32 packets leave within 160 ms.
-const INTERVAL_US: u32 = 5_000;
-/// The same for traces of more than [`FEW_PACKETS`], which would take too long otherwise.
-const SHORT_INTERVAL_US: u32 = 1_000;
-const FEW_PACKETS: usize = 64;
+/// Least time between two packets, in microseconds.
+const INTERVAL_US: u32 = 500;
 
 /// Parameters of a trace.
 #[derive(Debug, Clone)]
@@ -37,7 +34,7 @@ pub struct Parameters {
     pub flows: u16,
     /// Bytes of data in each probe.
     pub payload_size: u16,
-    /// Time to wait for each response, in milliseconds.
+    /// Time to wait for each response at most, in milliseconds.
     pub timeout_ms: u32,
 }
 
@@ -116,7 +113,7 @@ impl Parameters {
         TraceParameters {
             target: self.target.clone(),
             protocol: self.protocol.clone(),
-            interval_us: if packets.len() <= FEW_PACKETS { INTERVAL_US } else { SHORT_INTERVAL_US },
+            interval_us: INTERVAL_US,
             packets,
             payload_size: self.payload_size,
             timeout_ms: self.timeout_ms,
@@ -165,13 +162,13 @@ mod tests {
     use super::*;
     use crate::bindings::scouter::probe::hops::{HopEvent, HopResponse};
 
-    fn parameters(max_ttl: u8, probes: u16) -> Parameters {
+    fn parameters(max_ttl: u8) -> Parameters {
         Parameters {
             target: "2001:db8::9".into(),
             protocol: Protocol::Icmp,
             first_ttl: 1,
             max_ttl,
-            probes,
+            probes: 1,
             flows: 1,
             payload_size: 56,
             timeout_ms: 1000,
@@ -179,17 +176,8 @@ mod tests {
     }
 
     #[test]
-    fn large_traces_are_sent_faster() {
-        for (probes, packets, interval_us) in [(1, 32, 5_000), (2, 64, 5_000), (3, 96, 1_000)] {
-            let parameters = parameters(32, probes);
-            let sent = parameters.packets(&Path::new(&parameters));
-            assert_eq!((sent.packets.len(), sent.interval_us), (packets, interval_us));
-        }
-    }
-
-    #[test]
     fn a_result_grows_with_its_path_and_says_how_it_ended() {
-        let parameters = parameters(3, 1);
+        let parameters = parameters(3);
         let properties =
             TraceProperties { mode: Mode::Datagram, payload_size: 56, packet_size: 104, constant_flow: false };
         let mut path = Path::new(&parameters);

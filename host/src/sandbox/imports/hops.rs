@@ -20,7 +20,7 @@ use wit::net::NetError;
 /// Probes of one trace.
 const MAX_PROBES: usize = 4096;
 /// Flows of one trace.
-const MAX_FLOWS: u16 = 16;
+const MAX_FLOWS: u16 = 128;
 
 /// Probes under way. Dropping it ends the sending and frees its ports and identifiers.
 pub struct Trace {
@@ -43,6 +43,9 @@ fn checked(plan: guest::TraceParameters) -> Result<TraceParameters, NetError> {
     if let Some(probe) = plan.packets.iter().find(|probe| probe.flow >= MAX_FLOWS) {
         return invalid(format!("flow {} is not from 0 to {}", probe.flow, MAX_FLOWS - 1));
     }
+    if !plan.packets.is_sorted_by_key(|probe| probe.round) {
+        return invalid("the rounds of the probes are not in ascending order".into());
+    }
     if !(100..=1_000_000).contains(&plan.interval_us) {
         return invalid(format!("interval {} us is not from 100 to 1000000 us", plan.interval_us));
     }
@@ -62,7 +65,7 @@ fn checked(plan: guest::TraceParameters) -> Result<TraceParameters, NetError> {
     };
     Ok(TraceParameters {
         protocol,
-        packets: plan.packets.iter().map(|probe| ProbePacket { ttl: probe.ttl, flow: probe.flow }).collect(),
+        packets: plan.packets.iter().map(|p| ProbePacket { ttl: p.ttl, flow: p.flow, round: p.round }).collect(),
         payload_size: plan.payload_size,
         interval: Duration::from_micros(plan.interval_us.into()),
         timeout: Duration::from_millis(plan.timeout_ms.into()),
@@ -95,7 +98,8 @@ impl RunState {
         };
         let (services, rate) = (self.services.clone(), self.guest.budget.rate(bytes));
         // On the I/O runtime: the trace's task and sockets must live there.
-        Ok(match self.on_io(async move { services.net.trace.start(target, &plan, rate).await }).await? {
+        let start = async move { services.net.trace.start(target, &plan, rate, &services.net.lag).await };
+        Ok(match self.on_io(start).await? {
             Ok((engine, events)) => {
                 Ok(Trace { engine, events: Events::every(Duration::ZERO, events), _counted: counted })
             }
@@ -152,7 +156,7 @@ impl guest::HostTrace for RunState {
 records! {
     guest::HopBatch { events, complete }
     guest::TraceParameters { target, protocol, packets, payload_size, interval_us, timeout_ms }
-    guest::ProbePacket { ttl, flow }
+    guest::ProbePacket { ttl, flow, round }
     guest::MplsLabel { label, traffic_class, bottom_of_stack, ttl }
     guest::Extension { class, class_type, data }
     guest::IcmpMessage { kind, icmp_type, icmp_code, mtu, mpls, extensions }

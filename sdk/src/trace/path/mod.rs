@@ -6,7 +6,7 @@ use super::Parameters;
 use super::hop::{self, FlowPath, Hop, Icmp, OtherSource, SendError, StopReason, StoppedBy};
 use crate::IpVersion;
 use crate::bindings::scouter::probe::asn::AutonomousSystem;
-use crate::bindings::scouter::probe::hops::{HopEvent, HopResponse, IcmpMessage, ProbePacket, ResponseKind};
+use crate::bindings::scouter::probe::hops::{HopEvent, HopResponse, IcmpMessage, ProbePacket, Protocol, ResponseKind};
 use crate::stats::ms;
 
 /// A path that grows with each event.
@@ -60,13 +60,18 @@ struct End {
 }
 
 impl Path {
-    /// A path without responses. Its packets go up the TTLs once for each flow and probe, because routers limit the rate
-    /// of their responses.
+    /// A path without responses. Its packets go up the TTLs once in each round, with all flows at each TTL.
     #[must_use]
     pub fn new(parameters: &Parameters) -> Self {
         let (first_ttl, max_ttl, flows) = (parameters.first_ttl, parameters.max_ttl, parameters.flows);
-        let ttls = move |flow| (first_ttl..=max_ttl).map(move |ttl| ProbePacket { ttl, flow });
-        let packets: Vec<_> = (0..parameters.probes).flat_map(|_| (0..flows).flat_map(ttls)).collect();
+        // A SYN that repeats the ports of another one may be taken for its retransmission.
+        let ports_of_rounds = matches!(parameters.protocol, Protocol::Tcp(_));
+        let packets = (0..parameters.probes).flat_map(|round| {
+            let first_flow = if ports_of_rounds { round * flows } else { 0 };
+            (first_ttl..=max_ttl)
+                .flat_map(move |ttl| (0..flows).map(move |flow| ProbePacket { ttl, flow: first_flow + flow, round }))
+        });
+        let packets: Vec<_> = packets.collect();
         Self {
             target: parameters.target.clone(),
             first_ttl,
@@ -121,7 +126,8 @@ impl Path {
 
     fn answered(&mut self, response: HopResponse) -> bool {
         let packet = response.packet as usize;
-        let Some(ProbePacket { ttl, flow }) = self.packets.get(packet).copied() else { return false };
+        let Some(ProbePacket { ttl, flow, .. }) = self.packets.get(packet).copied() else { return false };
+        let flow = flow % self.flow_count();
         let first = !self.at(ttl).any(|(_, state)| matches!(state, State::Answered(_)));
         let end = match &response.kind {
             ResponseKind::Icmp(icmp) if !is_unreachable(icmp, &response.source) => None,
@@ -273,6 +279,11 @@ impl Path {
         }
     }
 
+    /// Flows of each round.
+    fn flow_count(&self) -> u16 {
+        u16::try_from(self.ends.len()).unwrap_or(u16::MAX).max(1)
+    }
+
     /// The path of each flow, when there are several.
     #[must_use]
     pub fn flows(&self) -> Vec<FlowPath> {
@@ -285,7 +296,7 @@ impl Path {
                 let mut packets = self.at(ttl).map(|(packet, _)| packet);
                 packets.find_map(|packet| {
                     let response = self.response(packet)?;
-                    (self.packets.get(packet)?.flow == flow).then(|| response.source.clone())
+                    (self.packets.get(packet)?.flow % self.flow_count() == flow).then(|| response.source.clone())
                 })
             };
             let srcs = (self.first_ttl..=last).map(src).collect();

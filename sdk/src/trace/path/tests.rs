@@ -2,8 +2,8 @@ use super::*;
 use crate::bindings::scouter::probe::hops::{self, MplsLabel, Protocol};
 use crate::trace::{Extension, Label};
 
-fn path(max_ttl: u8, probes: u16, flows: u16) -> Path {
-    Path::new(&Parameters {
+fn parameters(max_ttl: u8, probes: u16, flows: u16) -> Parameters {
+    Parameters {
         target: "t".into(),
         protocol: Protocol::Icmp,
         first_ttl: 1,
@@ -12,7 +12,11 @@ fn path(max_ttl: u8, probes: u16, flows: u16) -> Path {
         flows,
         payload_size: 56,
         timeout_ms: 1000,
-    })
+    }
+}
+
+fn path(max_ttl: u8, probes: u16, flows: u16) -> Path {
+    Path::new(&parameters(max_ttl, probes, flows))
 }
 
 fn time_exceeded(packet: u32, source: &str) -> HopEvent {
@@ -100,22 +104,36 @@ fn the_errors_that_end_a_path_depend_on_the_ip_version() {
 fn probes_and_flows_of_one_ttl_are_kept_apart() {
     let mut path = path(2, 2, 2);
     let ttls: Vec<(u8, u16)> = path.packets().iter().map(|packet| (packet.ttl, packet.flow)).collect();
-    assert_eq!(ttls, [(1, 0), (2, 0), (1, 1), (2, 1), (1, 0), (2, 0), (1, 1), (2, 1)]);
-    for (packet, source) in [(0, "a"), (2, "b"), (4, "a"), (6, "b")] {
+    assert_eq!(ttls, [(1, 0), (1, 1), (2, 0), (2, 1), (1, 0), (1, 1), (2, 0), (2, 1)]);
+    assert!(path.packets().iter().map(|packet| packet.round).eq([0, 0, 0, 0, 1, 1, 1, 1]));
+    for (packet, source) in [(0, "a"), (1, "b"), (4, "a"), (5, "b")] {
         path.add(time_exceeded(packet, source));
     }
-    path.add(response(1, "t", ResponseKind::SynAck));
+    path.add(response(2, "t", ResponseKind::SynAck));
     assert_eq!(path.end_ttl(), None, "the other flow has no end yet");
     path.add(response(3, "t", ResponseKind::Reset));
     assert_eq!(path.end_ttl(), Some(2));
-    path.add(HopEvent::TimedOut(5));
+    path.add(HopEvent::TimedOut(6));
     let hops = path.hops();
     assert_eq!((hops[0].rtts_ms.len(), hops[0].others.len(), hops[0].rtt_ms), (2, 1, Some(1.0)));
-    assert_eq!((hops[0].others[0].src.as_str(), &hops[0].others[0].rtts_ms[..]), ("b", &[Some(3.0), Some(7.0)][..]));
-    assert_eq!(hops[1].rtts_ms, [Some(2.0), Some(4.0), None]);
+    assert_eq!((hops[0].others[0].src.as_str(), &hops[0].others[0].rtts_ms[..]), ("b", &[Some(2.0), Some(6.0)][..]));
+    assert_eq!(hops[1].rtts_ms, [Some(3.0), Some(4.0), None]);
     let flows = path.flows();
     assert_eq!(flows[1].srcs, [Some("b".to_owned()), Some("t".to_owned())]);
     assert!(flows.iter().all(|flow| flow.reached));
+}
+
+#[test]
+fn rounds_of_tcp_have_ports_of_their_own_and_belong_to_the_same_paths() {
+    let mut path = Path::new(&Parameters { protocol: Protocol::Tcp(80), ..parameters(2, 2, 2) });
+    let flows: Vec<u16> = path.packets().iter().map(|packet| packet.flow).collect();
+    assert_eq!(flows, [0, 1, 0, 1, 2, 3, 2, 3]);
+    // The second flow has an answer in the second round only.
+    path.add(response(2, "t", ResponseKind::SynAck));
+    path.add(time_exceeded(5, "b"));
+    path.add(response(7, "t", ResponseKind::SynAck));
+    assert_eq!(path.end_ttl(), Some(2));
+    assert_eq!(path.flows()[1].srcs, [Some("b".to_owned()), Some("t".to_owned())]);
 }
 
 #[test]
