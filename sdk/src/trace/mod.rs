@@ -15,8 +15,8 @@ use crate::bindings::scouter::probe::{asn, resolver};
 pub use hop::{Extension, FlowPath, Hop, Icmp, Label, OtherSource, SendError, StopReason, StoppedBy};
 use path::Path;
 
-/// Least time between two packets, in microseconds.
-const INTERVAL_US: u32 = 500;
+/// Least time between two packets, in microseconds: the host's window bounds how many leave together.
+const INTERVAL_US: u32 = 0;
 
 /// Parameters of a trace.
 #[derive(Debug, Clone)]
