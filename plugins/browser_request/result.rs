@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
+use scouter_sdk::attempts::ConnectionAttempt;
 use scouter_sdk::headers::joined;
 use scouter_sdk::options::add_comment;
 use scouter_sdk::prelude::*;
@@ -75,6 +76,9 @@ struct Entry {
     #[serde(rename = "type")]
     kind: String,
     remote_ip: Option<String>,
+    /// Attempts to connect of the first request of a connection, when there were several or one failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attempts: Vec<ConnectionAttempt>,
     /// Milliseconds from the start of the navigation to the start of the request.
     started_ms: f64,
     size: Size,
@@ -222,6 +226,7 @@ impl Entry {
             method: exchange.method.clone(),
             kind: exchange.destination.clone(),
             remote_ip: exchange.remote_address.clone(),
+            attempts: attempts(exchange),
             started_ms: rounded(exchange.started_ms),
             size: Size { headers: exchange.header_bytes, body: exchange.body_bytes },
         }
@@ -246,6 +251,12 @@ fn curl_code(kind: FailureKind) -> u16 {
     }
 }
 
+/// A page has hundreds of connections that were there at once: those say nothing.
+fn attempts(exchange: &Exchange) -> Vec<ConnectionAttempt> {
+    let is_plain = exchange.attempts.len() == 1 && exchange.attempts.iter().all(|attempt| attempt.error.is_none());
+    if is_plain { vec![] } else { exchange.attempts.iter().map(Into::into).collect() }
+}
+
 /// Samples for the unit tests.
 #[cfg(test)]
 pub mod samples {
@@ -265,6 +276,7 @@ pub mod samples {
             failure: None,
             remote_address: Some("192.0.2.1".into()),
             remote_port: Some(80),
+            attempts: vec![],
             started_ms: 1.5,
             timings: browser::Timings {
                 dns: Some(1.0),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::faults::{behave, read_head};
 use super::http::request;
-use super::number;
+use super::{number, pages};
 use crate::support::lab::{Lab, Namespace};
 use crate::trials;
 
@@ -17,6 +17,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
         a_unique_local_address_alone_does_not_prefer_ipv6,
         the_handshake_that_is_reported_is_that_of_the_connection,
         attempts_that_fail_have_their_reasons,
+        a_page_shows_the_attempts_of_its_connections,
     )
 }
 
@@ -109,4 +110,19 @@ fn attempts_that_fail_have_their_reasons(lab: &Lab) {
         "{result}"
     );
     assert!((400.0..600.0).contains(&number(&result["attempts"][0]["elapsed_ms"])), "{result}");
+}
+
+fn a_page_shows_the_attempts_of_its_connections(lab: &Lab) {
+    let server = pages::server(lab, &[]);
+    for driver in pages::DRIVERS {
+        let test = pages::load(&server, json!({"url": "http://silent.lab.test/page/index.html", "driver": driver}));
+        let parent = &test["result"]["parent"];
+        let lost = ("198.51.100.1", Some("another address answered first"));
+        assert_eq!((&test["failed"], attempts(parent)), (&json!(false), vec![lost, ("10.77.0.2", None)]), "{test}");
+        // TCP's part of the handshakes.
+        let connect = number(&parent["time_connect"]) - number(&parent["time_appconnect"]);
+        assert!((0.0..200.0).contains(&connect), "not the wait for the other one: {test}");
+        let plain = pages::load(&server, json!({"url": "http://v4.lab.test/page/index.html", "driver": driver}));
+        assert_eq!(plain["result"]["parent"]["attempts"], Value::Null, "{plain}");
+    }
 }

@@ -33,6 +33,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::address::attempts::Attempt;
 pub use pool::{Browsers, Config, Status};
 pub use session::unshare_main;
 pub use supervisor::supervisor_main;
@@ -136,6 +137,8 @@ pub struct Exchange {
     pub headers: Vec<Header>,
     pub failure: Option<Failure>,
     pub remote: Option<(IpAddr, u16)>,
+    /// The attempts to connect, of the first request of a connection; times count from when the browser asked for it.
+    pub attempts: Vec<Attempt>,
     pub started_ms: f64,
     pub timings: Timings,
     pub header_bytes: Option<u64>,

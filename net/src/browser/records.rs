@@ -35,6 +35,7 @@ pub fn with_records(entries: Vec<Entry>, records: &[Record]) -> Vec<Exchange> {
             let timings = &mut entry.exchange.timings;
             (timings.dns, timings.connect) = (record.dns_ms, record.connect_ms);
             entry.exchange.remote = record.address.map(|address| (address, record.port));
+            entry.exchange.attempts.clone_from(&record.attempts);
             cause = record.cause.as_ref();
             if let Some(id) = entry.connection {
                 by_connection.insert(id, place);

@@ -73,7 +73,7 @@ records! {
     Timings { dns, connect, tls, send, wait, download, total }
     Exchange {
         role, url, method, destination, status, reason, version, headers, failure, remote_address, remote_port,
-        started_ms, timings, header_bytes, body_bytes, mime_type,
+        attempts, started_ms, timings, header_bytes, body_bytes, mime_type,
     }
     Vitals {
         ttfb, first_contentful_paint, largest_contentful_paint, dom_content_loaded, load, layout_shift,
@@ -170,6 +170,7 @@ impl From<engine::Exchange> for Exchange {
             failure: exchange.failure.map(Into::into),
             remote_address: exchange.remote.map(|(address, _)| address.to_string()),
             remote_port: exchange.remote.map(|(_, port)| port),
+            attempts: exchange.attempts.into_iter().map(Into::into).collect(),
             started_ms: exchange.started_ms,
             timings: Timings {
                 dns: t.dns,
