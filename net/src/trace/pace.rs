@@ -21,7 +21,7 @@ const BEYOND_WINDOW: Duration = Duration::from_millis(10);
 /// nearest TTL behind it that has answered, as `traceroute -w MAX,HERE,NEAR` has it, and a little more.
 const HERE: u32 = 3;
 const NEAR: u32 = 10;
-const LITTLE: Duration = Duration::from_millis(8);
+const LITTLE: Duration = Duration::from_millis(6);
 /// And so many times the longest delay of this host's own meanwhile: the answer may be there, unread.
 const HOST_DELAYS: u32 = 10;
 /// The same before the next round begins, where nothing behind has answered: that may be silent for good.
@@ -295,11 +295,11 @@ mod tests {
             send(&mut pace, index).await;
         }
         router(&mut pace, 0, 10);
-        assert_eq!(pace.patience(0), Some(ms(38)), "another probe at the same TTL");
+        assert_eq!(pace.patience(0), Some(ms(36)), "another probe at the same TTL");
         assert_eq!(pace.patience(1), None, "nothing behind it has answered");
         router(&mut pace, 4, 40);
         router(&mut pace, 3, 20);
-        assert_eq!(pace.patience(1), Some(ms(208)), "the nearest behind it");
+        assert_eq!(pace.patience(1), Some(ms(206)), "the nearest behind it");
     }
 
     #[tokio::test(start_paused = true)]
@@ -336,8 +336,8 @@ mod tests {
         send(&mut pace, 0).await;
         send(&mut pace, 1).await;
         router(&mut pace, 1, 4);
-        // TTL 1 is silent: 10 times 4 ms, and 8 ms.
+        // TTL 1 is silent: 10 times 4 ms, and 6 ms.
         let waited = send(&mut pace, 2).await;
-        assert!((46_000..=49_000).contains(&waited), "{waited}");
+        assert!((44_000..=47_000).contains(&waited), "{waited}");
     }
 }
