@@ -15,7 +15,8 @@ const SOL_RAW: libc::c_int = 255;
 const FILTER: libc::c_int = 1;
 // linux/in6.h.
 const IPV6_FLOWINFO_SEND: libc::c_int = 33;
-// linux/sock_diag.h: the place of the dropped packets in what SO_MEMINFO returns, and how many values that are.
+// linux/sock_diag.h: places of what SO_MEMINFO returns (memory of sent packets, dropped packets), and how many values that are.
+const MEMINFO_WMEM_ALLOC: usize = 2;
 const MEMINFO_DROPS: usize = 8;
 const MEMINFO_VALUES: usize = 9;
 
@@ -182,6 +183,18 @@ pub fn set_ttl(socket: &socket2::Socket, family: Family, ttl: u8) -> std::io::Re
 /// (Linux 4.12) says it at once, `SO_RXQ_OVFL` only with a packet that comes after those that were dropped.
 #[must_use]
 pub fn dropped(socket: &impl AsFd) -> u32 {
+    memory_info(socket)[MEMINFO_DROPS]
+}
+
+/// Is a packet that the socket has sent still in a queue of this host? The kernel charges its memory to the socket until the
+/// driver has it. False on a kernel before 4.12.
+#[must_use]
+pub fn has_queued(socket: &impl AsFd) -> bool {
+    memory_info(socket)[MEMINFO_WMEM_ALLOC] > 0
+}
+
+/// What `SO_MEMINFO` returns. An older kernel fills in none, or fewer.
+fn memory_info(socket: &impl AsFd) -> [u32; MEMINFO_VALUES] {
     let mut values = [0_u32; MEMINFO_VALUES];
     let mut length = libc::socklen_t::try_from(size_of_val(&values)).unwrap_or(0);
     let fd = socket.as_fd().as_raw_fd();
@@ -189,8 +202,7 @@ pub fn dropped(socket: &impl AsFd) -> u32 {
     let done = unsafe {
         libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, values.as_mut_ptr().cast(), &raw mut length)
     };
-    // An older kernel fills in none, or fewer.
-    if done == 0 { values[MEMINFO_DROPS] } else { 0 }
+    if done == 0 { values } else { [0; MEMINFO_VALUES] }
 }
 
 /// The round-trip time of a TCP handshake as the kernel measured it (µs resolution), and whether the SYN was

@@ -5,9 +5,10 @@
 //! UDP and TCP sockets do not: when a router quotes 8 bytes, only the socket identifies the probe, so each probe has a
 //! socket, and with it a port, of its own.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send, sendmsg};
@@ -41,6 +42,8 @@ pub struct DatagramChannel {
     probes: Arc<ProbeTable>,
     /// ICMP: one socket for each flow.
     flows: Vec<Arc<AsyncFd<Socket>>>,
+    /// TCP and UDP: one socket for each probe, until its answer is there.
+    of_probes: HashMap<u32, Weak<AsyncFd<Socket>>>,
     timeout: Duration,
     permits: Arc<Semaphore>,
     sink: Arc<ArrivalSink<ProbeResponse>>,
@@ -75,7 +78,7 @@ impl DatagramChannel {
                 flows.push(socket);
             }
         }
-        Ok(Self { probes, flows, timeout, permits, sink, arrivals, ttl_limit, readers })
+        Ok(Self { probes, flows, of_probes: HashMap::new(), timeout, permits, sink, arrivals, ttl_limit, readers })
     }
 
     pub fn properties(&self) -> TraceProperties {
@@ -124,7 +127,9 @@ impl DatagramChannel {
             sent.map(drop)
         })?;
         let (probes, sink) = (Arc::clone(&self.probes), Arc::clone(&self.sink));
-        let mut reader = SocketReader::new(Arc::new(socket), DATAGRAM_CAPACITY);
+        let socket = Arc::new(socket);
+        self.of_probes.insert(index, Arc::downgrade(&socket));
+        let mut reader = SocketReader::new(socket, DATAGRAM_CAPACITY);
         self.read_answer(permit, async move {
             loop {
                 let (received, payload) = reader.next().await;
@@ -149,7 +154,8 @@ impl DatagramChannel {
             return Err(describe(&error));
         }
         let socket = socket::register(socket, Interest::READABLE | Interest::WRITABLE | Interest::ERROR);
-        let socket = socket.map_err(|error| describe(&error))?;
+        let socket = Arc::new(socket.map_err(|error| describe(&error))?);
+        self.of_probes.insert(index, Arc::downgrade(&socket));
         let (probes, sink) = (Arc::clone(&self.probes), Arc::clone(&self.sink));
         self.read_answer(permit, async move {
             if let Some((source, timestamp, response)) = handshake(&socket, &probes.template, departure).await {
@@ -298,6 +304,14 @@ impl Channel for DatagramChannel {
 
     async fn arrival(&mut self) -> Option<Arrival<ProbeResponse>> {
         super::next_arrival(&mut self.arrivals, &mut self.ttl_limit).await
+    }
+
+    fn may_be_queued(&self, index: u32) -> bool {
+        if let Some(socket) = self.of_probes.get(&index) {
+            return socket.upgrade().is_some_and(|socket| options::has_queued(socket.get_ref()));
+        }
+        let flow = self.probes.probe(index).and_then(|probe| self.flows.get(probe.flow));
+        flow.is_some_and(|socket| options::has_queued(socket.get_ref()))
     }
 
     fn overflow(&self) -> u32 {
