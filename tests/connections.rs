@@ -148,7 +148,9 @@ fn sleeping(server: &Server, ms: u64) -> String {
 
 fn beyond_the_limit_only_health_is_answered() {
     let server = Server::hostile(&[("SCOUTER_MAX_CONNECTIONS", "5")]);
+    let (_, before) = server.weight();
     let receipt = sleeping(&server, 60_000);
+    until("the connection of that request is closed", || server.weight().1 <= before);
     let head =
         format!("GET /api/v1.0/tests/events?receipt={receipt} HTTP/1.1\r\nHost: x\r\nAuthorization: {SECRET}\r\n\r\n");
     let watch = || {

@@ -87,6 +87,8 @@ fn entry(began: f64, exchange: &Exchange) -> Value {
     }
     if let Some(failure) = &exchange.failure {
         entry["comment"] = json!(failure.reason);
+    } else if exchange.open {
+        entry["comment"] = json!("Still open when the page was done");
     }
     entry
 }

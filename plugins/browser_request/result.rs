@@ -15,6 +15,9 @@ use browser::{Exchange, FailureKind, Page, Role};
 const RESULT_BYTES: usize = 480 << 10;
 /// Maximum number of values in a result, below the host's limit of 50,000.
 const RESULT_VALUES: usize = 48_000;
+/// Of a child's URL, and messages of the console, in a result that would be too large.
+const URL_BYTES: usize = 512;
+const MESSAGES: usize = 20;
 
 /// Result of a page load.
 #[derive(Serialize, JsonSchema)]
@@ -54,8 +57,8 @@ pub struct BrowserResult {
 struct Entry {
     url: String,
     failed: bool,
-    /// Status of the response, or curl's code of the failure.
-    status: u16,
+    /// Status of the response, or curl's code of the failure; null when a request is open that has no response yet.
+    status: Option<u16>,
     /// Reason phrase of the response (empty over HTTP/2 and 3, which have none), or of the failure.
     reason: String,
     /// ALPN name of the HTTP version: `http/1.1`, `h2`.
@@ -82,6 +85,22 @@ struct Entry {
     /// Milliseconds from the start of the navigation to the start of the request.
     started_ms: f64,
     size: Size,
+    /// True when the exchange was still under way when the page was done: a websocket, an event stream, a long poll. Its
+    /// `time_total` is 0.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    open: bool,
+    /// Present when the URL or the headers are shown in part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cut: Option<Cut>,
+}
+
+/// Bytes of what is shown in part; null for what is shown whole.
+#[derive(Default, Serialize, JsonSchema)]
+struct Cut {
+    /// Length of the whole URL.
+    url: Option<u64>,
+    /// Length of the names and values of all headers.
+    headers: Option<u64>,
 }
 
 /// Bytes on the wire; null when the browser did not report them.
@@ -196,8 +215,16 @@ impl BrowserResult {
             removed.push("the screenshot");
         }
         if too_large(&json(self)) {
-            self.child.iter_mut().for_each(|entry| entry.headers.clear());
+            self.child.iter_mut().for_each(Entry::without_headers);
             removed.push("headers of children");
+        }
+        if too_large(&json(self)) {
+            self.child.iter_mut().for_each(Entry::cut_url);
+            removed.push("the rest of long URLs of children");
+        }
+        if too_large(&json(self)) {
+            self.console.truncate(MESSAGES);
+            removed.push("messages of the console beyond the first 20");
         }
         if !removed.is_empty() {
             let text = format!("The result is too large: without {}.", removed.join(" and "));
@@ -214,7 +241,7 @@ impl Entry {
         Self {
             url: url::without_password(&exchange.url),
             failed: failure.is_some(),
-            status: failure.map_or(exchange.status.unwrap_or(0), |failure| curl_code(failure.kind)),
+            status: failure.map_or(exchange.status, |failure| Some(curl_code(failure.kind))),
             reason: failure.map_or_else(|| exchange.reason.clone(), |failure| failure.reason.clone()),
             version: exchange.version.clone(),
             headers: joined(&exchange.headers),
@@ -229,7 +256,41 @@ impl Entry {
             attempts: attempts(exchange),
             started_ms: rounded(exchange.started_ms),
             size: Size { headers: exchange.header_bytes, body: exchange.body_bytes },
+            open: exchange.open,
+            cut: Cut::of(exchange),
         }
+    }
+}
+
+impl Entry {
+    fn without_headers(&mut self) {
+        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes > 0 {
+            self.headers.clear();
+            self.cut.get_or_insert_default().headers.get_or_insert(bytes as u64);
+        }
+    }
+
+    fn cut_url(&mut self) {
+        let bytes = self.url.len() as u64;
+        let end = self.url.floor_char_boundary(URL_BYTES);
+        if end < self.url.len() {
+            self.url.truncate(end);
+            self.cut.get_or_insert_default().url.get_or_insert(bytes);
+        }
+    }
+}
+
+impl Cut {
+    fn of(exchange: &Exchange) -> Option<Self> {
+        let beyond =
+            |shown: usize, whole: u64| (u64::try_from(shown).is_ok_and(|shown| shown < whole)).then_some(whole);
+        let headers = exchange.headers.iter().map(|header| header.name.len() + header.value.len()).sum();
+        let cut = Self {
+            url: beyond(exchange.url.len(), exchange.url_bytes),
+            headers: beyond(headers, exchange.header_text_bytes),
+        };
+        (cut.url.is_some() || cut.headers.is_some()).then_some(cut)
     }
 }
 
@@ -267,13 +328,16 @@ pub mod samples {
         Exchange {
             role: Role::Document,
             url: "http://a.example/?a=1&b#c".into(),
+            url_bytes: 25,
             method: "GET".into(),
             destination: "document".into(),
             status: Some(200),
             reason: "OK".into(),
             version: Some("http/1.1".into()),
             headers: vec![header("vary", "a"), header("vary", "b")],
+            header_text_bytes: 10,
             failure: None,
+            open: false,
             remote_address: Some("192.0.2.1".into()),
             remote_port: Some(80),
             attempts: vec![],

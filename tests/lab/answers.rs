@@ -328,7 +328,7 @@ fn what_this_host_refuses_is_not(lab: &Lab) {
                 std::thread::sleep(Duration::from_millis(500));
                 lab.probe.sh(&format!("ip route del {prefix}; ip route add {route} {prefix}"));
             });
-            ping(&server, json!({"dst": dst, "count": 20, "interval_ms": 100, "timeout_ms": 300}))
+            ping(&server, json!({"dst": dst, "count": 20, "interval_ms": 300, "timeout_ms": 300}))
         });
         let (sent, refused) = sent_and_refused(&result);
         assert!(sent > 0 && !refused.is_empty() && sent + refused.len() as u64 == 20, "{route}: {result}");

@@ -217,7 +217,7 @@ fn a_page_that_attacks_reaches_nothing_that_is_closed(lab: &Lab) {
     let capture = Capture::start(&namespace);
     // Cold and warm.
     for driver in ["chrome", "chrome", "firefox", "firefox"] {
-        let test = load(&server, json!({"url": site.url("/"), "driver": driver, "timeout_ms": 6000}));
+        let test = load(&server, json!({"url": site.url("/"), "driver": driver, "timeout_ms": 20_000}));
         assert_eq!(test["result"]["parent"]["status"], json!(200), "{driver}: {test}");
         let reached = site.paths().into_iter().filter(|path| path.starts_with("/reached")).collect::<Vec<_>>();
         assert!(reached.is_empty(), "{driver}: {reached:?}");

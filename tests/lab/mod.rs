@@ -20,6 +20,7 @@ mod policy;
 mod sending;
 mod slow;
 mod spoofing;
+mod streams;
 mod visits;
 
 use std::io::{BufRead, BufReader};
@@ -55,6 +56,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     all.extend(policy::trials(lab));
     all.extend(pages::trials(lab));
     all.extend(visits::trials(lab));
+    all.extend(streams::trials(lab));
     all.extend(browser::trials(lab));
     all.extend(attacks::trials(lab));
     all

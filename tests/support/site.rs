@@ -1,6 +1,6 @@
 //! Web pages: one that nginx serves, and a server whose every path is another way to behave.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,6 +37,10 @@ pub enum Reply {
     Raw(Vec<u8>),
     /// A head and a body that never ends, as fast as it goes.
     Flood,
+    /// Bytes, and no end until the client goes.
+    Stream(Vec<u8>),
+    /// The handshake of a websocket (RFC 6455, section 4.2.2), and no message.
+    WebSocket,
     /// Nothing, for a long time.
     Silence,
     /// A reset connection.
@@ -79,14 +83,15 @@ impl Site {
 }
 
 fn serve(mut stream: TcpStream, log: &Mutex<Vec<String>>, answer: &dyn Fn(&str) -> Reply) {
-    let (mut head, mut byte) = (vec![], [0]);
+    let Ok(reader) = stream.try_clone() else { return };
+    let (mut reader, mut head) = (BufReader::new(reader), vec![]);
     while !head.ends_with(b"\r\n\r\n") {
-        if stream.read_exact(&mut byte).is_err() {
+        if !matches!(reader.read_until(b'\n', &mut head), Ok(1..)) {
             return;
         }
-        head.push(byte[0]);
     }
     let head = String::from_utf8_lossy(&head).into_owned();
+    let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap_or_default().to_owned();
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
     log.lock().unwrap().push(head);
     match answer(&path) {
@@ -104,6 +109,19 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<String>>, answer: &dyn Fn(&str) 
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>");
             let much = vec![b'x'; 65_536];
             while stream.write_all(&much).is_ok() {}
+        }
+        Reply::Stream(bytes) => {
+            let _ = stream.write_all(&bytes);
+            let _ = reader.read_to_end(&mut vec![]);
+        }
+        Reply::WebSocket => {
+            let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
+            let _ = write!(
+                stream,
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
+            );
+            let _ = reader.read_to_end(&mut vec![]);
         }
         Reply::Silence => std::thread::sleep(Duration::from_secs(30)),
         Reply::Reset => {

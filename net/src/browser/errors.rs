@@ -28,6 +28,8 @@ pub fn failure(word: &str, cause: Option<&Cause>) -> Failure {
         FailureKind::Timeout
     } else if word == CUT {
         FailureKind::TooLarge
+    } else if has(&["NETWORK_CHANGED"]) {
+        FailureKind::Unavailable
     } else if has(&["NAME_NOT_RESOLVED", "UNKNOWN_HOST"]) {
         FailureKind::Name
     } else if has(&["ERR_CERT_", "MOZILLA_PKIX_ERROR", "SEC_ERROR_", "SSL_ERROR_BAD_CERT_DOMAIN"]) {

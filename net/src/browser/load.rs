@@ -20,6 +20,9 @@ use super::{BrowserError, Failure, FailureKind, Page, Request, Vitals, errors};
 
 /// Nothing may be under way for so long, after the load event, for the page to be done.
 const QUIET: Duration = Duration::from_millis(100);
+/// What is still under way so long after the load event is left open: it may be a long poll, which ends when the server
+/// likes.
+const QUIET_WITHIN: Duration = Duration::from_secs(2);
 /// How often limits are looked at while nothing happens.
 const TICK: Duration = Duration::from_millis(50);
 /// Events of requests have arrived by then, on a busy machine too, when the browser makes no further connection.
@@ -98,6 +101,9 @@ async fn visit(
         End::Crashed => return Err(crashed("The page's process crashed".into())),
         _ => {}
     }
+    if matches!(&end, End::Loaded(_) | End::Failed(_)) {
+        collector.leave_open();
+    }
     // What ends from now on is ended by us.
     let too_large = matches!(&end, End::Stopped(failure) if failure.kind == FailureKind::TooLarge);
     collector.stop(socks::unix_ms(), if too_large { errors::CUT } else { errors::STOPPED });
@@ -158,6 +164,7 @@ async fn wait(session: &mut Session, request: &Request, life: Duration, prepared
     let mut answer = session.navigate(prepared, request.url.as_str()).await;
     let (mut answered, mut failed) = (false, None);
     let mut quiet_since: Option<Instant> = None;
+    let mut loaded_since: Option<Instant> = None;
     let (mut asked, mut seen) = (None, 0);
     let sink = Arc::clone(&session.sink);
     loop {
@@ -176,8 +183,13 @@ async fn wait(session: &mut Session, request: &Request, life: Duration, prepared
             let reason = format!("The page did not load within {} ms", request.timeout.min(life).as_millis());
             return End::Stopped(Failure { kind: FailureKind::Timeout, reason });
         }
+        let loaded_at = (loaded || failed.is_some()).then(|| *loaded_since.get_or_insert_with(Instant::now));
+        loaded_since = loaded_at;
+        if loaded_at.is_some_and(|at| at.elapsed() >= QUIET_WITHIN) {
+            return failed.map_or(End::Loaded(asked), End::Failed);
+        }
         // A request may have begun and ended meanwhile.
-        let still = (loaded || failed.is_some()) && !busy && seen == requests;
+        let still = loaded_at.is_some() && !busy && seen == requests;
         seen = requests;
         if !still {
             (quiet_since, asked) = (None, None);
@@ -188,7 +200,8 @@ async fn wait(session: &mut Session, request: &Request, life: Duration, prepared
             asked = Some(ask_vitals(session, prepared, QUIET.saturating_sub(OBSERVED)));
         }
         // At the end of the quiet time, not at some time after it.
-        let wake = quiet_since.map_or(Instant::now() + TICK, |since| since + QUIET).min(deadline);
+        let wake = quiet_since.map_or(Instant::now() + TICK, |since| since + QUIET);
+        let wake = loaded_at.map_or(wake, |at| wake.min(at + QUIET_WITHIN)).min(deadline);
         tokio::select! {
             () = sink.changed() => {}
             navigated = &mut answer, if !answered => {

@@ -36,23 +36,39 @@ impl Text {
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bounded;
-        impl Visitor<'_> for Bounded {
-            type Value = Text;
+        LongText::deserialize(deserializer).map(|text| Self(text.beginning))
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text or null")
-            }
+/// Likewise, where the length of the whole text is of interest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LongText {
+    pub beginning: String,
+    /// Of the whole text.
+    pub bytes: usize,
+}
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(beginning(text, TEXT_BYTES).to_owned()))
-            }
-
-            fn visit_unit<E: Error>(self) -> Result<Text, E> {
-                Ok(Text::default())
-            }
-        }
+impl<'de> Deserialize<'de> for LongText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Bounded)
+    }
+}
+
+struct Bounded;
+
+impl Visitor<'_> for Bounded {
+    type Value = LongText;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text or null")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<LongText, E> {
+        Ok(LongText { beginning: beginning(text, TEXT_BYTES).to_owned(), bytes: text.len() })
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<LongText, E> {
+        Ok(LongText::default())
     }
 }
 

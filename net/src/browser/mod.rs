@@ -8,7 +8,8 @@
 //! In the order of a page: `pool` has a browser for it, `session` is one browser (`chrome`, `firefox`) with its
 //! `supervisor`, its control channel (`framing`, `message`, `connection`) and its `socks` proxy; `load` loads the
 //! page in a `context` of its own; `events` and `collector` turn the browser's events into exchanges, and `records`
-//! adds what the proxy knows. `folder`, `processes` and `owner` are about what a browser leaves on this host.
+//! adds what the proxy knows. `folder`, `processes` and `owner` are about what a browser leaves on this host,
+//! `netlink` about what it learns of it.
 
 mod chrome;
 mod collector;
@@ -21,6 +22,7 @@ mod folder;
 pub mod framing;
 mod load;
 pub mod message;
+mod netlink;
 mod owner;
 mod pool;
 mod processes;
@@ -129,13 +131,19 @@ pub struct Timings {
 pub struct Exchange {
     pub role: Role,
     pub url: String,
+    /// Of the whole URL.
+    pub url_bytes: usize,
     pub method: String,
     pub destination: String,
     pub status: Option<u16>,
     pub reason: String,
     pub version: Option<String>,
     pub headers: Vec<Header>,
+    /// Of the names and values of all headers.
+    pub header_text_bytes: usize,
     pub failure: Option<Failure>,
+    /// Still under way when the page was done.
+    pub open: bool,
     pub remote: Option<(IpAddr, u16)>,
     /// The attempts to connect, of the first request of a connection; times count from when the browser asked for it.
     pub attempts: Vec<Attempt>,

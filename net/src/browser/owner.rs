@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::processes::{self, is_below};
 
 /// `linux/netlink.h` and `linux/sock_diag.h`.
-const AF_NETLINK: i32 = 16;
+pub const AF_NETLINK: i32 = 16;
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;

@@ -22,7 +22,7 @@ pub fn with_records(entries: Vec<Entry>, records: &[Record]) -> Vec<Exchange> {
             fitting.min_by(|(_, a), (_, b)| (a.asked_ms - at).abs().total_cmp(&(b.asked_ms - at).abs()))
         };
         let mut cause = None;
-        let unanswered = entry.error.is_some() && entry.exchange.status.is_none();
+        let unanswered = (entry.error.is_some() || entry.exchange.open) && entry.exchange.status.is_none();
         // The two clocks are one, but a browser may round its marks.
         let since = |record: &Record| record.asked_ms + CLOCK_MS >= entry.started;
         let own = |place: usize, record: &Record| {

@@ -22,7 +22,7 @@ use tokio::sync::Mutex;
 
 use super::folder::{self, FolderLock};
 use super::owner::Descendants;
-use super::processes;
+use super::{netlink, processes};
 
 /// A supervisor that has not ended after this is stopped, or the kernel holds what it has killed.
 const END: Duration = Duration::from_secs(5);
@@ -208,7 +208,15 @@ pub fn supervisor_main(folder: &Path, program: &[String]) -> anyhow::Result<()> 
     rustix::process::set_child_subreaper(Some(own))?;
     let mut command = Command::new(file);
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
-    let browser = command.spawn().with_context(|| format!("{file} cannot be started"))?;
+    // On a thread of its own: the supervisor itself asks the kernel over netlink.
+    let start = std::thread::spawn(move || {
+        if let Err(error) = netlink::refuse() {
+            eprintln!("a change of this host's network ends the requests of a page: {error:#}");
+        }
+        command.spawn()
+    });
+    let browser = start.join().map_err(|_| anyhow::anyhow!("panic"))?;
+    let browser = browser.with_context(|| format!("{file} cannot be started"))?;
     let (over, wait) = mpsc::channel();
     let parent = over.clone();
     std::thread::spawn(move || {

@@ -72,7 +72,8 @@ records! {
     Failure { kind, reason }
     Timings { dns, connect, tls, send, wait, download, total }
     Exchange {
-        role, url, method, destination, status, reason, version, headers, failure, remote_address, remote_port,
+        role, url, url_bytes, method, destination, status, reason, version, headers, header_text_bytes, failure, open,
+        remote_address, remote_port,
         attempts, started_ms, timings, header_bytes, body_bytes, mime_type,
     }
     Vitals {
@@ -161,13 +162,16 @@ impl From<engine::Exchange> for Exchange {
                 engine::Role::Resource => Role::Resource,
             },
             url: exchange.url,
+            url_bytes: exchange.url_bytes as u64,
             method: exchange.method,
             destination: exchange.destination,
             status: exchange.status,
             reason: exchange.reason,
             version: exchange.version,
             headers: exchange.headers.into_iter().map(|(name, value)| Header { name, value }).collect(),
+            header_text_bytes: exchange.header_text_bytes as u64,
             failure: exchange.failure.map(Into::into),
+            open: exchange.open,
             remote_address: exchange.remote.map(|(address, _)| address.to_string()),
             remote_port: exchange.remote.map(|(_, port)| port),
             attempts: exchange.attempts.into_iter().map(Into::into).collect(),

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::value::Value;
 use serde_json::{Map, Number};
 
-use super::super::message::{Event, Text, first};
+use super::super::message::{Event, LongText, Text, first};
+use super::websocket::{Step, WebSocket};
 use super::{Collector, ConsoleMessage, HOPS, Head, Header, REQUESTS, RequestStart, whole};
 
 /// What Chrome calls a 407 that did not come from an HTTP proxy of its own, of which there is none here.
@@ -17,8 +18,8 @@ const ARGUMENTS: usize = 100;
 /// Of a request: Chrome's monotonic seconds, and seconds since the epoch.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    sent: f64,
-    wall: f64,
+    pub sent: f64,
+    pub wall: f64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -37,7 +38,7 @@ pub struct RequestWillBeSent {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Request {
-    url: Text,
+    url: LongText,
     method: Text,
 }
 
@@ -58,7 +59,7 @@ pub struct ExtraInfo {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Response {
+pub(super) struct Response {
     status: Option<Number>,
     status_text: Text,
     protocol: Text,
@@ -195,6 +196,7 @@ pub enum DevToolsEvent {
     ResponseReceived(Box<ResponseReceived>),
     LoadingFinished(LoadingEnded),
     LoadingFailed(LoadingEnded),
+    WebSocket(Step, Box<WebSocket>),
     LifecycleEvent(LifecycleEvent),
 }
 
@@ -214,7 +216,7 @@ pub(super) fn read(event: &Event<'_>) -> Option<super::BrowserEvent> {
         "Runtime.exceptionThrown" => {
             return Some(super::BrowserEvent::Console(event.params::<ExceptionThrown>()?.into()));
         }
-        _ => return None,
+        method => DevToolsEvent::WebSocket(Step::of(method)?, Box::new(event.params()?)),
     }))
 }
 
@@ -256,6 +258,7 @@ impl Collector {
             }
             DevToolsEvent::LoadingFinished(ended) => self.loading_ended(ended, false),
             DevToolsEvent::LoadingFailed(ended) => self.loading_ended(ended, true),
+            DevToolsEvent::WebSocket(step, socket) => self.websocket(step, *socket),
             DevToolsEvent::LifecycleEvent(happened) => {
                 if *happened.name == *"load" && *happened.frame_id == self.top {
                     self.loaded = Some(happened.loader_id.0);
@@ -265,7 +268,7 @@ impl Collector {
     }
 
     /// Of the request as it is after its latest redirect.
-    fn place(&self, id: &Text) -> Option<usize> {
+    pub(super) fn place(&self, id: &Text) -> Option<usize> {
         let hops = self.hops.get(&**id).copied().unwrap_or(0);
         self.places.get(&(id.0.clone(), hops)).copied()
     }
@@ -337,7 +340,7 @@ impl Collector {
         self.chrome_end(place, ended.timestamp);
     }
 
-    fn chrome_end(&mut self, place: usize, at: f64) {
+    pub(super) fn chrome_end(&mut self, place: usize, at: f64) {
         let Some(entry) = self.entries.get_mut(place) else { return };
         let total = (at - entry.chrome.sent) * 1e3;
         let timings = &mut entry.exchange.timings;
@@ -346,7 +349,7 @@ impl Collector {
         timings.download = timings.download.and_then(|until| Some((timings.total? - until).max(0.0)));
     }
 
-    fn chrome_response(&mut self, place: usize, response: Response) {
+    pub(super) fn chrome_response(&mut self, place: usize, response: Response) {
         let headers = self.bounded(lines(&response.headers));
         let Some(entry) = self.entries.get_mut(place) else { return };
         entry.connection = whole(response.connection_id.as_ref()).filter(|id| *id > 0);
@@ -360,7 +363,7 @@ impl Collector {
         });
         // So far: the response's head.
         exchange.header_bytes = whole(response.encoded_data_length.as_ref()).filter(|bytes| *bytes > 0);
-        exchange.headers = headers;
+        exchange.keep(headers);
         let Some(timing) = response.timing.filter(|_| entry.chrome.sent > 0.0) else { return };
         let mark = |at: f64| (at >= 0.0).then_some(at);
         let span = |from: f64, to: f64| Some((mark(to)? - mark(from)?).max(0.0));

@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use serde_json::Number;
 
-use super::super::message::{Event, Text, first};
-use super::{Collector, ConsoleMessage, Entry, FRAMES, Head, Header, Key, RequestStart, whole};
+use super::super::message::{Event, LongText, Text, first};
+use super::{Collector, ConsoleMessage, Entry, FRAMES, Head, Header, Key, RequestStart, SWITCHING_PROTOCOLS, whole};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -67,7 +67,7 @@ pub struct Network {
 struct Request {
     #[serde(rename = "request")]
     id: Text,
-    url: Text,
+    url: LongText,
     method: Text,
     destination: Text,
     initiator_type: Text,
@@ -178,7 +178,9 @@ impl Collector {
 
     fn response(&mut self, network: Network, done: bool) {
         let Some(place) = self.places.get(&key(&network)).copied() else { return };
-        let headers = network.response.as_ref().map(|response| headers(&response.headers));
+        // They come with every event of the response.
+        let known = self.entries.get(place).is_some_and(|entry| !entry.exchange.headers.is_empty());
+        let headers = network.response.as_ref().filter(|_| !known).map(|response| headers(&response.headers));
         let headers = headers.map(|headers| self.bounded(headers));
         let Some(entry) = self.entries.get_mut(place) else { return };
         let mut cached = false;
@@ -190,9 +192,11 @@ impl Collector {
                 version: response.protocol,
                 mime_type: response.mime_type,
             });
-            // They come with every event of the response; the limit may be reached meanwhile.
-            if let Some(headers) = headers.filter(|headers| !headers.is_empty()) {
-                exchange.headers = headers;
+            if let Some(headers) = headers {
+                exchange.keep(headers);
+            }
+            if exchange.status == Some(SWITCHING_PROTOCOLS) {
+                exchange.destination = "websocket".into();
             }
             exchange.header_bytes = whole(response.headers_size.as_ref());
             exchange.body_bytes = whole(response.body_size.as_ref());

@@ -4,12 +4,13 @@
 
 mod chrome;
 mod firefox;
+mod websocket;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use serde_json::Number;
 
-use super::message::{Event, TEXT_BYTES, Text, beginning};
+use super::message::{Event, LongText, Text, beginning};
 use super::{Exchange, Header, Kind, Message, Role};
 use crate::name::canonical_host;
 
@@ -23,8 +24,14 @@ const WORD_BYTES: usize = 64;
 /// Of a reason phrase, and of a MIME type with its parameters.
 const PHRASE_BYTES: usize = 256;
 const MESSAGE_CHARS: usize = 2000;
-/// The exchanges of one page carry no more bytes of headers than this.
+/// Of the URL of a resource.
+const URL_BYTES: usize = 2048;
+/// One exchange carries no more bytes of headers than this, and those of one page no more than that.
+const EXCHANGE_HEADER_BYTES: usize = 16 << 10;
 const HEADER_BYTES: usize = 256 << 10;
+/// The content type of server-sent events (WHATWG HTML, section 9.2).
+const EVENT_STREAM: &str = "text/event-stream";
+const SWITCHING_PROTOCOLS: u16 = 101;
 /// And so many are kept until it is known which are shown.
 const KEPT_HEADER_BYTES: usize = 1 << 20;
 /// Likewise of frames, and of redirects of one request.
@@ -51,8 +58,15 @@ pub struct Entry {
     chrome: chrome::Clock,
 }
 
+/// Headers as far as they are kept, and the bytes of all of them.
+#[derive(Debug, Default)]
+struct KeptHeaders {
+    headers: Vec<Header>,
+    bytes: usize,
+}
+
 /// Status and headers.
-type OnWire = (Option<u64>, Vec<Header>);
+type OnWire = (Option<u64>, KeptHeaders);
 
 /// A request and how many redirects it has been through.
 type Key = (String, u64);
@@ -68,6 +82,8 @@ pub struct Collector {
     wire: HashMap<String, VecDeque<OnWire>>,
     /// How many redirects a request has been through, as Chrome's own events have it.
     hops: HashMap<String, u64>,
+    /// Chrome's websockets that have sent nothing yet.
+    websockets: HashMap<String, LongText>,
     pub requests: usize,
     header_bytes: usize,
     /// The navigation whose load event has happened.
@@ -84,7 +100,7 @@ struct RequestStart<'a> {
     key: Key,
     top: bool,
     started: f64,
-    url: &'a str,
+    url: &'a LongText,
     method: &'a str,
     destination: String,
 }
@@ -138,6 +154,7 @@ impl Collector {
             places: HashMap::new(),
             wire: HashMap::new(),
             hops: HashMap::new(),
+            websockets: HashMap::new(),
             requests: 0,
             header_bytes: 0,
             loaded: None,
@@ -163,18 +180,18 @@ impl Collector {
         self.loaded.is_some() && current
     }
 
-    /// Is any request still under way?
+    /// Is any request still under way? Streams are, for as long as the page likes: they do not count.
     #[must_use]
     pub fn busy(&self) -> bool {
-        self.entries.iter().any(|entry| !entry.done)
+        self.entries.iter().any(|entry| !entry.done && !entry.exchange.is_stream())
     }
 
     /// The place of the new entry, if there is one.
     fn begin(&mut self, start: RequestStart<'_>) -> Option<usize> {
-        if !start.url.starts_with("http:") && !start.url.starts_with("https:") {
+        let parsed = url::Url::parse(&start.url.beginning).ok()?;
+        if !matches!(parsed.scheme(), "http" | "https" | "ws" | "wss") {
             return None;
         }
-        let parsed = url::Url::parse(start.url).ok()?;
         self.requests += 1;
         if self.entries.len() > REQUESTS {
             return None;
@@ -185,7 +202,9 @@ impl Collector {
             host: canonical_host(parsed.host_str().unwrap_or_default()),
             port: parsed.port_or_known_default().unwrap_or(0),
             exchange: Exchange {
-                url: beginning(start.url, TEXT_BYTES).to_owned(),
+                url: if start.top { &*start.url.beginning } else { beginning(&start.url.beginning, URL_BYTES) }
+                    .to_owned(),
+                url_bytes: start.url.bytes,
                 method: beginning(start.method, WORD_BYTES).to_owned(),
                 destination: beginning(&start.destination, WORD_BYTES).to_owned(),
                 ..Exchange::default()
@@ -197,14 +216,19 @@ impl Collector {
         Some(place)
     }
 
-    /// The headers, or none beyond the limit for all headers of a page.
-    fn bounded(&mut self, headers: Vec<Header>) -> Vec<Header> {
-        let size = size_of(&headers);
-        if self.header_bytes + size > KEPT_HEADER_BYTES {
-            return vec![];
+    /// The first of the headers, and none beyond the limit for all headers of a page.
+    fn bounded(&mut self, headers: Vec<Header>) -> KeptHeaders {
+        let bytes = size_of(&headers);
+        let mut left = EXCHANGE_HEADER_BYTES.min(KEPT_HEADER_BYTES.saturating_sub(self.header_bytes));
+        let mut kept = vec![];
+        for (name, mut value) in headers {
+            let Some(rest) = left.checked_sub(name.len()).filter(|rest| *rest > 0) else { break };
+            value.truncate(value.floor_char_boundary(rest));
+            left = rest - value.len();
+            kept.push((name, value));
         }
-        self.header_bytes += size;
-        headers
+        self.header_bytes += size_of(&kept);
+        KeptHeaders { headers: kept, bytes }
     }
 
     fn log(&mut self, message: ConsoleMessage) {
@@ -225,7 +249,18 @@ impl Collector {
         for entry in self.entries.iter_mut().filter(|entry| !entry.done) {
             entry.done = true;
             entry.error = Some(why.into());
-            entry.exchange.timings.total.get_or_insert((now - entry.started).max(0.0));
+            let timings = &mut entry.exchange.timings;
+            (timings.download, timings.total) = (None, Some((now - entry.started).max(0.0)));
+        }
+    }
+
+    /// The page is done: what is still under way does not belong to its loading, and stays open.
+    pub fn leave_open(&mut self) {
+        for entry in self.entries.iter_mut().filter(|entry| !entry.done) {
+            entry.done = true;
+            let exchange = &mut entry.exchange;
+            exchange.open = true;
+            (exchange.timings.download, exchange.timings.total, exchange.body_bytes) = (None, None, None);
         }
     }
 
@@ -239,7 +274,7 @@ impl Collector {
             if wire.front().is_some_and(|(on_wire, _)| *on_wire == status)
                 && let Some((_, headers)) = wire.pop_front()
             {
-                entry.exchange.headers = headers;
+                entry.exchange.keep(headers);
             }
         }
     }
@@ -249,8 +284,10 @@ impl Collector {
     pub fn finish(mut self, began: f64) -> (Vec<Entry>, usize) {
         self.take_wire();
         // Firefox reports resources from its memory cache as if they were fetched again.
-        let repeated =
-            |entry: &Entry| entry.cached || (entry.exchange.timings.total.is_none() && entry.error.is_none());
+        let repeated = |entry: &Entry| {
+            let untimed = entry.exchange.timings.total.is_none() && entry.error.is_none() && !entry.exchange.open;
+            entry.cached || untimed
+        };
         let beyond = self.requests - self.entries.len();
         self.entries.retain(|entry| !(repeated(entry) && entry.exchange.status.is_some() && !entry.top));
         let last = self.entries.iter().rposition(|entry| entry.top);
@@ -262,12 +299,15 @@ impl Collector {
             };
             entry.exchange.started_ms = (entry.started - began).max(0.0);
         }
-        // Whole exchanges are left out, and counted; none is shown without its headers.
         let (all, mut place, mut bytes_left) = (self.entries.len(), 0, HEADER_BYTES);
-        self.entries.retain(|entry| {
+        self.entries.retain_mut(|entry| {
             place += 1;
+            let document = entry.exchange.role == Role::Document;
             bytes_left = bytes_left.saturating_sub(size_of(&entry.exchange.headers));
-            entry.exchange.role == Role::Document || (place <= SHOWN && bytes_left > 0)
+            if bytes_left == 0 && !document {
+                entry.exchange.headers.clear();
+            }
+            document || place <= SHOWN
         });
         let hidden = all - self.entries.len() + beyond;
         (self.entries, hidden)
@@ -287,6 +327,16 @@ struct Head {
 }
 
 impl Exchange {
+    /// Has it been answered with a stream that ends when the page or the server likes?
+    fn is_stream(&self) -> bool {
+        let content_type = self.mime_type.as_deref().and_then(|mime| mime.split(';').next()).unwrap_or_default();
+        self.status == Some(SWITCHING_PROTOCOLS) || content_type.trim().eq_ignore_ascii_case(EVENT_STREAM)
+    }
+
+    fn keep(&mut self, headers: KeptHeaders) {
+        (self.headers, self.header_text_bytes) = (headers.headers, headers.bytes);
+    }
+
     fn answered(&mut self, head: Head) {
         let known = |text: Text, bytes| Some(beginning(&text, bytes).to_owned()).filter(|text| !text.is_empty());
         self.status = whole(head.status.as_ref()).and_then(|status| u16::try_from(status).ok());

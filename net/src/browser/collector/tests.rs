@@ -1,4 +1,4 @@
-use super::super::message::{Message, read};
+use super::super::message::{Message, TEXT_BYTES, read};
 use super::*;
 
 fn deliver(collector: &mut Collector, message: &str) {
@@ -77,11 +77,12 @@ fn what_is_kept_of_a_page_is_bounded_whatever_it_does() {
         let call = format!(r#"{{"type":"log","args":[{{"type":"string","value":"{long}"}}]}}"#);
         deliver(&mut page, &chrome("Runtime.consoleAPICalled", &call));
     }
-    let headers: usize = page.wire.values().flatten().map(|(_, headers)| size_of(headers)).sum();
+    let headers: usize = page.wire.values().flatten().map(|(_, kept)| size_of(&kept.headers)).sum();
     assert!(headers <= KEPT_HEADER_BYTES, "{headers}");
     assert_eq!((page.console.len(), page.console[0].text.len()), (MESSAGES, MESSAGE_CHARS));
     assert_eq!((page.requests, page.entries.len()), (REQUESTS + 500, REQUESTS + 1));
-    assert!(page.entries.iter().all(|entry| entry.exchange.url.len() <= TEXT_BYTES));
+    let lengths = |entry: &Entry| (entry.exchange.url.len(), entry.exchange.url_bytes);
+    assert!(page.entries.iter().all(|entry| lengths(entry) == (URL_BYTES, "http://a.test/".len() + TEXT_BYTES + 1)));
     page.stop(0.0, "stopped");
     let (entries, left_out) = page.finish(0.0);
     assert_eq!(entries.len() + left_out, REQUESTS + 500);
@@ -204,4 +205,74 @@ fn firefox_reports_a_document_and_its_failure() {
     assert_eq!((exchange.status, exchange.header_bytes, exchange.body_bytes), (Some(200), Some(80), Some(20)));
     assert_eq!(exchange.headers, [("a".into(), "b".into()), ("c".into(), "\u{fffd}".into())]);
     assert_eq!((exchange.timings.wait, exchange.timings.total), (Some(3.0), Some(8.0)));
+}
+
+#[test]
+fn headers_are_cut_and_their_size_is_kept() {
+    let mut page = Collector::new("T");
+    let long = "y".repeat(10_000);
+    deliver(&mut page, &sent("1", "http://a.test/", "T", ""));
+    let headers = format!(r#"{{"a":"{long}","b":"{long}","c":"{long}"}}"#);
+    let response = format!(r#"{{"requestId":"1","response":{{"status":200,"headers":{headers}}}}}"#);
+    deliver(&mut page, &chrome("Network.responseReceived", &response));
+    let exchange = &page.entries[0].exchange;
+    let kept: Vec<usize> = exchange.headers.iter().map(|(_, value)| value.len()).collect();
+    assert_eq!((kept, exchange.header_text_bytes), (vec![10_000, EXCHANGE_HEADER_BYTES - 10_002], 30_003));
+}
+
+#[test]
+fn what_is_under_way_when_a_page_is_done_stays_open() {
+    let mut page = Collector::new("T");
+    deliver(&mut page, &sent("1", "http://a.test/events", "F", ""));
+    deliver(&mut page, &sent("2", "http://a.test/poll", "F", ""));
+    assert!(page.busy());
+    let response = r#"{"requestId":"1","response":{"status":200,"mimeType":"text/event-stream","headers":{},
+        "timing":{"requestTime":10.1,"connectStart":-1,"connectEnd":-1,"sslStart":-1,"sslEnd":-1,"sendStart":7,"sendEnd":8,
+                  "receiveHeadersEnd":20}}}"#;
+    deliver(&mut page, &chrome("Network.responseReceived", response));
+    assert!(page.busy(), "there is a request without a response");
+    page.entries[1].done = true;
+    assert!(!page.busy(), "a stream is not waited for");
+    page.entries[1].done = false;
+    page.leave_open();
+    let (entries, _) = page.finish(0.0);
+    let seen: Vec<_> = entries.iter().map(|e| (e.exchange.open, e.exchange.status, e.error.is_some())).collect();
+    assert_eq!(seen, [(true, Some(200), false), (true, None, false)]);
+    let timings = entries[0].exchange.timings;
+    assert_eq!((timings.wait, timings.download, timings.total), (Some(12.0), None, None));
+}
+
+#[test]
+fn what_is_stopped_has_no_time_of_a_download() {
+    let mut page = Collector::new("T");
+    deliver(&mut page, &sent("1", "http://a.test/", "T", ""));
+    let response = r#"{"requestId":"1","response":{"status":200,"headers":{},
+        "timing":{"requestTime":10.1,"connectStart":-1,"connectEnd":-1,"sslStart":-1,"sslEnd":-1,"sendStart":7,"sendEnd":8,
+                  "receiveHeadersEnd":20}}}"#;
+    deliver(&mut page, &chrome("Network.responseReceived", response));
+    page.stop(1_000_700.0, "stopped");
+    let timings = page.entries[0].exchange.timings;
+    assert_eq!((timings.download, timings.total), (None, Some(700.0)));
+}
+
+#[test]
+fn a_websocket_is_a_request_of_its_page() {
+    let mut page = Collector::new("T");
+    let socket = |method: &str, more: &str| chrome(method, &format!(r#"{{"requestId":"7"{more}}}"#));
+    deliver(&mut page, &socket("Network.webSocketCreated", r#","url":"ws://a.test/socket""#));
+    let handshake = r#","timestamp":10.0,"wallTime":1000.0,"request":{"headers":{}}"#;
+    deliver(&mut page, &socket("Network.webSocketWillSendHandshakeRequest", handshake));
+    assert!(page.busy());
+    let response =
+        r#","timestamp":10.1,"response":{"status":101,"statusText":"Switching Protocols","headers":{"A":"b"}}"#;
+    deliver(&mut page, &socket("Network.webSocketHandshakeResponseReceived", response));
+    assert!(!page.busy(), "an open websocket is not waited for");
+    let exchange = &page.entries[0].exchange;
+    assert_eq!(
+        (&*exchange.url, exchange.status, &*exchange.destination),
+        ("ws://a.test/socket", Some(101), "websocket")
+    );
+    deliver(&mut page, &socket("Network.webSocketClosed", r#","timestamp":10.5"#));
+    assert_eq!(page.entries[0].exchange.timings.total, Some(500.0));
+    assert!(page.entries[0].done && page.entries[0].error.is_none());
 }
