@@ -1,5 +1,6 @@
 //! `browser_request`: a page as a browser loads it, with every request and the web vitals.
 
+mod entry;
 mod har;
 mod result;
 

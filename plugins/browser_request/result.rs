@@ -1,22 +1,18 @@
 //! The result of a `browser_request`.
 
-use std::collections::BTreeMap;
-
 use base64::Engine as _;
-use scouter_sdk::attempts::ConnectionAttempt;
-use scouter_sdk::headers::joined;
 use scouter_sdk::options::add_comment;
 use scouter_sdk::prelude::*;
 use scouter_sdk::stats::rounded;
 
-use browser::{Exchange, FailureKind, Page, Role};
+use crate::entry::Entry;
+use browser::{Exchange, Page, Role};
 
 /// Maximum size of a result in bytes, below the host's limit of 512 KiB.
 const RESULT_BYTES: usize = 480 << 10;
 /// Maximum number of values in a result, below the host's limit of 50,000.
 const RESULT_VALUES: usize = 48_000;
-/// Of a child's URL, and messages of the console, in a result that would be too large.
-const URL_BYTES: usize = 512;
+/// Messages of the console in a result that would be too large.
 const MESSAGES: usize = 20;
 
 /// Result of a page load.
@@ -50,64 +46,6 @@ pub struct BrowserResult {
     failed: bool,
     #[serde(skip)]
     pub not_loaded: Option<String>,
-}
-
-/// One request and its response. Times are durations of phases in milliseconds, 0 for a phase that did not happen.
-#[derive(Serialize, JsonSchema)]
-struct Entry {
-    url: String,
-    failed: bool,
-    /// Status of the response, or curl's code of the failure; null when a request is open that has no response yet.
-    status: Option<u16>,
-    /// Reason phrase of the response (empty over HTTP/2 and 3, which have none), or of the failure.
-    reason: String,
-    /// ALPN name of the HTTP version: `http/1.1`, `h2`.
-    version: Option<String>,
-    /// Names in lower case; values of one name joined by ", ".
-    headers: BTreeMap<String, String>,
-    time_namelookup: f64,
-    /// TCP and TLS handshakes, as in HAR.
-    time_connect: f64,
-    /// TLS handshake.
-    time_appconnect: f64,
-    /// From the last byte of the request to the first byte of the response.
-    time_starttransfer: f64,
-    /// From the start of the request to the last byte of the response.
-    time_total: f64,
-    method: String,
-    /// Destination of the request: `document`, `style`, `script`, `image`, …
-    #[serde(rename = "type")]
-    kind: String,
-    remote_ip: Option<String>,
-    /// Attempts to connect of the first request of a connection, when there were several or one failed.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    attempts: Vec<ConnectionAttempt>,
-    /// Milliseconds from the start of the navigation to the start of the request.
-    started_ms: f64,
-    size: Size,
-    /// True when the exchange was still under way when the page was done: a websocket, an event stream, a long poll. Its
-    /// `time_total` is 0.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    open: bool,
-    /// Present when the URL or the headers are shown in part.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cut: Option<Cut>,
-}
-
-/// Bytes of what is shown in part; null for what is shown whole.
-#[derive(Default, Serialize, JsonSchema)]
-struct Cut {
-    /// Length of the whole URL.
-    url: Option<u64>,
-    /// Length of the names and values of all headers.
-    headers: Option<u64>,
-}
-
-/// Bytes on the wire; null when the browser did not report them.
-#[derive(Serialize, JsonSchema)]
-struct Size {
-    headers: Option<u64>,
-    body: Option<u64>,
 }
 
 /// Sums over all listed responses.
@@ -220,7 +158,8 @@ impl BrowserResult {
         }
         if too_large(&json(self)) {
             self.child.iter_mut().for_each(Entry::cut_url);
-            removed.push("the rest of long URLs of children");
+            self.redirects.iter_mut().for_each(Entry::without_headers);
+            removed.push("headers of redirects and the rest of long URLs");
         }
         if too_large(&json(self)) {
             self.console.truncate(MESSAGES);
@@ -231,91 +170,6 @@ impl BrowserResult {
             add_comment(&mut self.comment, &text);
         }
     }
-}
-
-impl Entry {
-    fn new(exchange: &Exchange) -> Self {
-        let failure = exchange.failure.as_ref();
-        let t = &exchange.timings;
-        let or_zero = |value: Option<f64>| rounded(value.unwrap_or(0.0));
-        Self {
-            url: url::without_password(&exchange.url),
-            failed: failure.is_some(),
-            status: failure.map_or(exchange.status, |failure| Some(curl_code(failure.kind))),
-            reason: failure.map_or_else(|| exchange.reason.clone(), |failure| failure.reason.clone()),
-            version: exchange.version.clone(),
-            headers: joined(&exchange.headers),
-            time_namelookup: or_zero(t.dns),
-            time_connect: or_zero(t.connect.map(|connect| connect + t.tls.unwrap_or(0.0))),
-            time_appconnect: or_zero(t.tls),
-            time_starttransfer: or_zero(t.wait),
-            time_total: or_zero(t.total),
-            method: exchange.method.clone(),
-            kind: exchange.destination.clone(),
-            remote_ip: exchange.remote_address.clone(),
-            attempts: attempts(exchange),
-            started_ms: rounded(exchange.started_ms),
-            size: Size { headers: exchange.header_bytes, body: exchange.body_bytes },
-            open: exchange.open,
-            cut: Cut::of(exchange),
-        }
-    }
-}
-
-impl Entry {
-    fn without_headers(&mut self) {
-        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if bytes > 0 {
-            self.headers.clear();
-            self.cut.get_or_insert_default().headers.get_or_insert(bytes as u64);
-        }
-    }
-
-    fn cut_url(&mut self) {
-        let bytes = self.url.len() as u64;
-        let end = self.url.floor_char_boundary(URL_BYTES);
-        if end < self.url.len() {
-            self.url.truncate(end);
-            self.cut.get_or_insert_default().url.get_or_insert(bytes);
-        }
-    }
-}
-
-impl Cut {
-    fn of(exchange: &Exchange) -> Option<Self> {
-        let beyond =
-            |shown: usize, whole: u64| (u64::try_from(shown).is_ok_and(|shown| shown < whole)).then_some(whole);
-        let headers = exchange.headers.iter().map(|header| header.name.len() + header.value.len()).sum();
-        let cut = Self {
-            url: beyond(exchange.url.len(), exchange.url_bytes),
-            headers: beyond(headers, exchange.header_text_bytes),
-        };
-        (cut.url.is_some() || cut.headers.is_some()).then_some(cut)
-    }
-}
-
-/// The code of a failure (libcurl-errors(3)).
-fn curl_code(kind: FailureKind) -> u16 {
-    match kind {
-        FailureKind::Denied | FailureKind::Connect => 7,
-        FailureKind::Name => 6,
-        FailureKind::Timeout => 28,
-        FailureKind::Handshake => 35,
-        FailureKind::Certificate => 60,
-        FailureKind::EmptyReply => 52,
-        FailureKind::Receive => 56,
-        FailureKind::Partial => 18,
-        FailureKind::InvalidResponse => 8,
-        FailureKind::Blocked => 42,
-        FailureKind::TooLarge => 63,
-        FailureKind::Unavailable | FailureKind::Other => 2,
-    }
-}
-
-/// A page has hundreds of connections that were there at once: those say nothing.
-fn attempts(exchange: &Exchange) -> Vec<ConnectionAttempt> {
-    let is_plain = exchange.attempts.len() == 1 && exchange.attempts.iter().all(|attempt| attempt.error.is_none());
-    if is_plain { vec![] } else { exchange.attempts.iter().map(Into::into).collect() }
 }
 
 /// Samples for the unit tests.
@@ -382,11 +236,13 @@ pub mod samples {
 
 #[cfg(test)]
 mod tests {
+    use browser::FailureKind;
     use scouter_sdk::testing;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::BrowserRequest;
+    use crate::entry::URL_BYTES;
 
     fn result(page: Page) -> (Value, BrowserResult) {
         let result = BrowserResult::new("chrome", "a.example", page, None, None);
@@ -508,5 +364,25 @@ mod tests {
         let result = BrowserResult::new("chrome", "a.example", Page { exchanges: many, ..samples::page() }, None, None);
         assert_eq!(result.comment.as_deref(), Some("The result is too large: without headers of children."));
         assert!(result.child.iter().all(|entry| entry.headers.is_empty()));
+        let url = format!("http://a.example/{}", "x".repeat(2031));
+        let long = Exchange { role: Role::Resource, url, url_bytes: 1_000_000, ..samples::document() };
+        let said = browser::ConsoleMessage { level: "info".into(), text: large(8), url: None, line: None };
+        let page = Page { exchanges: vec![long; 300], console: vec![said; 100], ..samples::page() };
+        let result = BrowserResult::new("chrome", "a.example", page, None, None);
+        assert!(serde_json::to_string(&result).is_ok_and(|text| text.len() <= RESULT_BYTES));
+        assert_eq!((result.child.len(), result.console.len()), (300, MESSAGES));
+        let cut = result.child[0].cut.as_ref().expect("its sizes");
+        assert_eq!((result.child[0].url.len(), cut.url, cut.headers), (URL_BYTES, Some(1_000_000), Some(8)));
+    }
+
+    #[test]
+    fn what_is_open_has_not_failed_and_what_is_cut_has_its_size() {
+        let open = Exchange { role: Role::Resource, open: true, status: None, ..samples::document() };
+        let headers = Exchange { role: Role::Resource, header_text_bytes: 250_000, ..samples::document() };
+        let (json, _) = result(Page { exchanges: vec![samples::document(), open, headers], ..samples::page() });
+        let open = &json["child"][0];
+        assert_eq!((&open["open"], &open["status"], &open["failed"]), (&json!(true), &json!(null), &json!(false)));
+        assert_eq!(json["child"][1]["cut"], json!({"url": null, "headers": 250_000}));
+        assert!(json["parent"].get("open").is_none() && json["parent"].get("cut").is_none());
     }
 }
