@@ -7,7 +7,6 @@ use serde_json::value::Value;
 use serde_json::{Map, Number};
 
 use super::super::message::{Event, LongText, Text, first};
-use super::websocket::{Step, WebSocket};
 use super::{Collector, ConsoleMessage, HOPS, Head, Header, REQUESTS, RequestStart, whole};
 
 /// What Chrome calls a 407 that did not come from an HTTP proxy of its own, of which there is none here.
@@ -196,7 +195,6 @@ pub enum DevToolsEvent {
     ResponseReceived(Box<ResponseReceived>),
     LoadingFinished(LoadingEnded),
     LoadingFailed(LoadingEnded),
-    WebSocket(Step, Box<WebSocket>),
     LifecycleEvent(LifecycleEvent),
 }
 
@@ -216,7 +214,7 @@ pub(super) fn read(event: &Event<'_>) -> Option<super::BrowserEvent> {
         "Runtime.exceptionThrown" => {
             return Some(super::BrowserEvent::Console(event.params::<ExceptionThrown>()?.into()));
         }
-        method => DevToolsEvent::WebSocket(Step::of(method)?, Box::new(event.params()?)),
+        _ => return None,
     }))
 }
 
@@ -258,7 +256,6 @@ impl Collector {
             }
             DevToolsEvent::LoadingFinished(ended) => self.loading_ended(ended, false),
             DevToolsEvent::LoadingFailed(ended) => self.loading_ended(ended, true),
-            DevToolsEvent::WebSocket(step, socket) => self.websocket(step, *socket),
             DevToolsEvent::LifecycleEvent(happened) => {
                 if *happened.name == *"load" && *happened.frame_id == self.top {
                     self.loaded = Some(happened.loader_id.0);

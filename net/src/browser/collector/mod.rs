@@ -118,6 +118,7 @@ pub struct ConsoleMessage {
 #[derive(Debug)]
 pub enum BrowserEvent {
     Chrome(chrome::DevToolsEvent),
+    WebSocket(websocket::Step, Box<websocket::WebSocket>),
     Firefox(firefox::BidiEvent),
     Console(ConsoleMessage),
 }
@@ -127,7 +128,8 @@ impl BrowserEvent {
     #[must_use]
     pub fn read(kind: Kind, event: &Event<'_>) -> Option<Self> {
         match kind {
-            Kind::Chrome => chrome::read(event),
+            Kind::Chrome => chrome::read(event)
+                .or_else(|| websocket::read(event).map(|(step, socket)| Self::WebSocket(step, socket))),
             Kind::Firefox => firefox::read(event).map(Self::Firefox),
         }
     }
@@ -168,6 +170,7 @@ impl Collector {
     pub fn take(&mut self, event: BrowserEvent) {
         match event {
             BrowserEvent::Chrome(event) => self.chrome(event),
+            BrowserEvent::WebSocket(step, socket) => self.websocket(step, *socket),
             BrowserEvent::Firefox(event) => self.firefox(event),
             BrowserEvent::Console(message) => self.log(message),
         }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::super::message::{LongText, Text};
+use super::super::message::{Event, LongText, Text};
 use super::chrome::{Clock, Response};
 use super::{Collector, REQUESTS, RequestStart};
 
@@ -17,8 +17,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// None: another event.
-    pub(super) fn of(method: &str) -> Option<Self> {
+    fn of(method: &str) -> Option<Self> {
         Some(match method {
             "Network.webSocketCreated" => Self::Created,
             "Network.webSocketWillSendHandshakeRequest" => Self::HandshakeRequest,
@@ -40,6 +39,11 @@ pub struct WebSocket {
     wall_time: f64,
     response: Option<Response>,
     error_message: Text,
+}
+
+/// None: another event.
+pub(super) fn read(event: &Event<'_>) -> Option<(Step, Box<WebSocket>)> {
+    Some((Step::of(event.method)?, Box::new(event.params()?)))
 }
 
 impl Collector {
