@@ -49,11 +49,14 @@ impl Timestamp {
         self.wall
     }
 
-    /// This moment moved to a kernel timestamp. None when that is not between this moment and now.
+    /// This moment moved to a kernel timestamp. None when that is not between this moment and now, as far as two clocks that
+    /// are read one after the other can tell.
     #[must_use]
     pub fn corrected_by(self, kernel: Duration) -> Option<Self> {
-        let later = kernel.checked_sub(self.wall).filter(|later| *later <= self.monotonic.elapsed())?;
-        Some(Self { wall: kernel, monotonic: self.monotonic + later })
+        let (later, now) = (kernel.checked_sub(self.wall)?, Instant::now());
+        let monotonic = self.monotonic + later;
+        // The monotonic clock was read up to so much after the wall clock.
+        (monotonic <= now + MAX_READING).then(|| Self { wall: kernel, monotonic: monotonic.min(now) })
     }
 
     /// From this moment to a kernel timestamp that has just been read. Falls back to the monotonic clock, which
@@ -232,5 +235,16 @@ mod tests {
         assert!(sent.elapsed_until(Some(Timestamp::now().wall)) < Duration::from_millis(100));
         sent.wall -= Duration::from_hours(2);
         assert!(sent.elapsed_until(Some(Timestamp::now().wall)) < Duration::from_millis(100));
+    }
+
+    #[test]
+    fn an_interruption_between_the_two_clocks_loses_no_timestamp() {
+        let mut sent = Timestamp::now();
+        // The monotonic clock was read later than the wall clock, by less than is noticed.
+        sent.monotonic += MAX_READING / 2;
+        let corrected = sent.corrected_by(sent.wall + Duration::from_micros(10)).expect("10 µs later");
+        assert!(corrected.monotonic <= Instant::now());
+        assert!(sent.corrected_by(sent.wall + Duration::from_secs(1)).is_none(), "in the future");
+        assert!(sent.corrected_by(sent.wall - Duration::from_nanos(1)).is_none(), "before the send");
     }
 }
