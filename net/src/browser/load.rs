@@ -18,7 +18,8 @@ use super::session::Session;
 use super::socks::{self, CONNECTIONS, Visit};
 use super::{BrowserError, Failure, FailureKind, Page, Request, Vitals, errors};
 
-/// Nothing may be under way for so long, after the load event, for the page to be done.
+/// Nothing may be under way for so long, after the load event, for the page to be done. On the page's own clock: a browser
+/// that this host does not schedule makes no requests either.
 const QUIET: Duration = Duration::from_millis(100);
 /// What is still under way so long after the load event is left open: it may be a long poll, which ends when the server
 /// likes.
@@ -50,8 +51,8 @@ const OBSERVED: Duration = Duration::from_millis(5);
 
 /// How the waiting for a page ended.
 enum End {
-    /// The vitals have been asked for.
-    Loaded(Option<AskedVitals>),
+    /// With its vitals, when the page has told them.
+    Loaded(Option<Vitals>),
     Failed(String),
     Stopped(Failure),
     Crashed,
@@ -116,7 +117,7 @@ async fn visit(
     let there = healthy && answered && !matches!(end, End::Failed(_));
     let loaded = collector.loaded() && matches!(end, End::Loaded(_));
     let vitals = match &mut end {
-        End::Loaded(Some(asked)) if there => vitals(asked).await,
+        End::Loaded(Some(vitals)) if there => std::mem::take(vitals),
         End::Loaded(None) | End::Stopped(_) if there => vitals(&mut ask_vitals(session, prepared, OBSERVED)).await,
         _ => Vitals::default(),
     };
@@ -165,7 +166,7 @@ async fn wait(session: &mut Session, request: &Request, life: Duration, prepared
     let (mut answered, mut failed) = (false, None);
     let mut quiet_since: Option<Instant> = None;
     let mut loaded_since: Option<Instant> = None;
-    let (mut asked, mut seen) = (None, 0);
+    let (mut asked, mut told, mut seen) = (None, None, 0);
     let sink = Arc::clone(&session.sink);
     loop {
         let look = |page: &Collector| (page.loaded(), page.busy(), page.requests, page.crashed);
@@ -186,21 +187,24 @@ async fn wait(session: &mut Session, request: &Request, life: Duration, prepared
         let loaded_at = (loaded || failed.is_some()).then(|| *loaded_since.get_or_insert_with(Instant::now));
         loaded_since = loaded_at;
         if loaded_at.is_some_and(|at| at.elapsed() >= QUIET_WITHIN) {
-            return failed.map_or(End::Loaded(asked), End::Failed);
+            return failed.map_or(End::Loaded(told), End::Failed);
         }
         // A request may have begun and ended meanwhile.
         let still = loaded_at.is_some() && !busy && seen == requests;
         seen = requests;
         if !still {
-            (quiet_since, asked) = (None, None);
-        } else if quiet_since.get_or_insert_with(Instant::now).elapsed() >= QUIET {
-            return failed.map_or(End::Loaded(asked), End::Failed);
-        } else if asked.is_none() && failed.is_none() {
-            // Their script is the same CPU's work as the page's: it is there before the quiet time ends.
+            (quiet_since, asked, told) = (None, None, None);
+        } else if quiet_since.get_or_insert_with(Instant::now).elapsed() >= QUIET
+            && (told.is_some() || failed.is_some())
+        {
+            return failed.map_or(End::Loaded(told), End::Failed);
+        } else if asked.is_none() && told.is_none() && failed.is_none() {
+            // Its answer ends the quiet time: it comes behind the requests that the page has begun until then.
             asked = Some(ask_vitals(session, prepared, QUIET.saturating_sub(OBSERVED)));
         }
         // At the end of the quiet time, not at some time after it.
-        let wake = quiet_since.map_or(Instant::now() + TICK, |since| since + QUIET);
+        let ends = quiet_since.map(|since| since + QUIET).filter(|at| *at > Instant::now());
+        let wake = ends.unwrap_or_else(|| Instant::now() + TICK);
         let wake = loaded_at.map_or(wake, |at| wake.min(at + QUIET_WITHIN)).min(deadline);
         tokio::select! {
             () = sink.changed() => {}
@@ -214,6 +218,7 @@ async fn wait(session: &mut Session, request: &Request, life: Duration, prepared
                     Ok(Err(_)) | Err(_) => return End::Gone,
                 }
             }
+            vitals = answered_vitals(&mut asked) => (asked, told) = (None, Some(vitals)),
             () = session.ended() => return End::Gone,
             () = tokio::time::sleep_until(wake) => {}
         }
@@ -239,6 +244,14 @@ type AskedVitals = AbortOnDropHandle<Result<String, CommandError>>;
 fn ask_vitals(session: &Session, prepared: &Prepared, after: Duration) -> AskedVitals {
     let script = VITALS.replace("WAIT", &after.as_millis().to_string());
     AbortOnDropHandle::new(tokio::spawn(session.evaluate(prepared, script)))
+}
+
+/// The answer, if one is awaited; otherwise never. Cancel-safe.
+async fn answered_vitals(asked: &mut Option<AskedVitals>) -> Vitals {
+    match asked {
+        Some(asked) => vitals(asked).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn vitals(asked: &mut AskedVitals) -> Vitals {
