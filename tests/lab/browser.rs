@@ -77,7 +77,7 @@ fn pages_know_nothing_of_each_other(lab: &Lab) {
     };
     // Otherwise another one is started on a busy machine.
     let wait_until_idle = |driver: &str| {
-        until("the browser is ready again", || browsers(driver).iter().any(|browser| browser["state"] == "idle"));
+        until("the browser is ready again", || browsers(driver).iter().any(|browser| browser["status"] == "idle"));
     };
     for driver in DRIVERS {
         for _ in 0..2 {

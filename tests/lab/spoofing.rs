@@ -114,13 +114,12 @@ impl SimulatedPath {
     fn answer(&self, probe: &[u8]) {
         let (ttl, protocol, target) = (probe[8], probe[9], address(probe, 16));
         if target == FLOODED_TARGET {
-            // More than the capacity of any queue; later hops answer once, meanwhile.
-            let (path, message) = (self.clone(), exceeded(probe));
-            let flood = move || (0..20_000).for_each(|_| path.send(router(2), ICMP, &message));
+            // More than the capacity of any queue; later hops answer once, after the first of them.
+            let times = if ttl == 2 { 500 } else { 1 };
+            (0..times).for_each(|_| self.send(router(ttl), ICMP, &exceeded(probe)));
             if ttl == 2 {
-                std::thread::spawn(flood);
-            } else {
-                self.send(router(ttl), ICMP, &exceeded(probe));
+                let (path, message) = (self.clone(), exceeded(probe));
+                std::thread::spawn(move || (0..20_000).for_each(|_| path.send(router(2), ICMP, &message)));
             }
             return;
         }
