@@ -133,8 +133,11 @@ fn every_failure_has_its_code(lab: &Lab) {
             "/short" => response("200 OK", "Content-Type: text/html\r\nContent-Length: 1000\r\n", "<p>short"),
             "/silent" => Reply::Silence,
             "/flood" => Reply::Flood,
-            // The load event waits for it, so that it is not taken for a stream on a slow machine.
-            "/fetches" => Reply::Html("<script src=/flood></script>".into()),
+            // The load event waits for the last one: on a slow machine the fetch alone would be left open.
+            "/fetches" => Reply::Html(
+                "<script>fetch('/flood').then(r => r.arrayBuffer())</script><img src=/flood><script src=/flood></script>"
+                    .into(),
+            ),
             "/storm" => Reply::Html(
                 // What is never answered keeps the page from being quiet on a machine that is busy with other things.
                 "<img src=/silent><script>for (let i = 0; i < 2500; i++) fetch('/x' + i).catch(() => {});</script>"

@@ -18,6 +18,7 @@ pub fn trials(lab: &Arc<Lab>) -> Vec<Trial> {
     trials!("lab::streams", lab =>
         a_page_with_streams_is_done,
         a_long_poll_is_waited_for_as_long_as_it_is_plausible,
+        a_page_that_computes_after_its_load_event_is_not_quiet,
         long_urls_are_shown_cut,
         long_headers_are_shown_cut,
         a_change_of_this_host_s_network_ends_no_page,
@@ -93,6 +94,28 @@ fn a_long_poll_is_waited_for_as_long_as_it_is_plausible(lab: &Lab) {
         let slow = ends_with(result, "/slow");
         assert_eq!((&slow["status"], &slow["open"]), (&json!(200), &Value::Null), "{driver}: {slow}");
         assert!(number(&slow["time_total"]) >= 500.0, "{driver}: {slow}");
+    }
+}
+
+/// As one that this host does not schedule.
+fn a_page_that_computes_after_its_load_event_is_not_quiet(lab: &Lab) {
+    let server = server(lab, &[]);
+    let site = Site::new(lab, |path| match path {
+        "/" => Reply::Html(
+            "<p>page<script>onload = () => setTimeout(() => {
+               const end = performance.now() + 700;
+               while (performance.now() < end);
+               fetch('/after')
+             })</script>"
+                .into(),
+        ),
+        _ => response("200 OK", "Content-Length: 2\r\n", "ok"),
+    });
+    for driver in DRIVERS {
+        let test = load(&server, json!({"url": site.url("/"), "driver": driver, "timeout_ms": 20_000}));
+        assert_eq!((&test["failed"], &test["result"]["loaded"]), (&json!(false), &json!(true)), "{driver}: {test}");
+        let after = ends_with(&test["result"], "/after");
+        assert_eq!((&after["status"], &after["open"]), (&json!(200), &Value::Null), "{driver}: {after}");
     }
 }
 
